@@ -1,0 +1,73 @@
+"""Reading the trajectories of a run one task bucket at a time.
+
+Ingest orders the rows of each part by `bucket = crc32(task_id) mod n_buckets` and writes one row group a
+bucket, so that all runs of a task can be read without a shuffle: the bucket's row groups of all parts.
+Exact duplicates (equal `trajectory_id`) are dropped here, for every later stage alike.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from celr_ray import storage
+from celr_ray.schema import TRAJECTORY_SCHEMA
+from celr_ray.stage import part_name, read_manifests
+
+
+def assign_bucket(task_id: str, n_buckets: int) -> int:
+    """Return the bucket of a task: crc32 of its UTF-8 id, modulo the number of buckets."""
+    return zlib.crc32(task_id.encode()) % n_buckets
+
+
+def plan_bucket_units(run: str) -> list[dict[str, Any]]:
+    """List one unit a non-empty bucket, from the manifests of ingest.
+
+    Returns:
+        Units `{"bucket": b, "row_groups": [[part, row_group], …], "n_rows": rows with duplicates}`, by bucket.
+    """
+    units: dict[int, dict[str, Any]] = {}
+    for part, manifest in sorted(read_manifests(run, "ingest").items()):
+        for row_group, (bucket, n_rows) in enumerate(manifest["row_groups"]):
+            unit = units.setdefault(bucket, {"bucket": bucket, "row_groups": [], "n_rows": 0})
+            unit["row_groups"].append([part, row_group])
+            unit["n_rows"] += n_rows
+    return [units[bucket] for bucket in sorted(units)]
+
+
+def read_bucket(
+    run: str, row_groups: Sequence[Sequence[int]], columns: Sequence[str] | None = None
+) -> tuple[pa.Table, int]:
+    """Read the distinct trajectories of one bucket.
+
+    Args:
+        run: run folder.
+        row_groups: [part, row group] pairs of the bucket.
+        columns: columns wanted, all if None; `task_id` and `trajectory_id` are always read.
+
+    Returns:
+        The rows ordered by (task_id, trajectory_id), each id once, and the number of duplicates dropped.
+    """
+    wanted = None if columns is None else list(dict.fromkeys(["trajectory_id", "task_id", *columns]))
+    tables = []
+    for part in sorted({part for part, _ in row_groups}):
+        with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
+            file = pq.ParquetFile(source)
+            groups = [group for owner, group in row_groups if owner == part]
+            tables.append(file.read_row_groups(groups, columns=wanted))
+    if not tables:
+        schema = TRAJECTORY_SCHEMA if wanted is None else pa.schema([TRAJECTORY_SCHEMA.field(n) for n in wanted])
+        return schema.empty_table(), 0
+    table = pa.concat_tables(tables)
+    ids = table["trajectory_id"].to_numpy(zero_copy_only=False).astype(str)
+    _, first = np.unique(ids, return_index=True)
+    n_duplicates = table.num_rows - len(first)
+    table = table.take(pa.array(np.sort(first)))
+    order = pc.sort_indices(table, sort_keys=[("task_id", "ascending"), ("trajectory_id", "ascending")])
+    return table.take(order), n_duplicates

@@ -1,0 +1,334 @@
+"""The settings of every job: one pydantic-settings model per job, filled from flags, environment and YAML.
+
+Precedence: flags, then environment variables (`CELR_RAY_JUDGE__CONCURRENCY=4`), then the file given with
+`--config`, then the defaults below. Each field documents itself; `--help` prints these texts. An unknown
+flag or YAML key is an error. This module reads settings; it does no work and starts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from celr_ray.errors import ConfigError
+
+__all__ = [
+    "ExportConfig",
+    "ExportJob",
+    "IngestConfig",
+    "JudgeConfig",
+    "JudgeJob",
+    "PairConfig",
+    "PairJob",
+    "PipelineJob",
+    "ReportJob",
+    "RuntimeConfig",
+    "ScoreConfig",
+    "ScoreJob",
+    "load_job",
+]
+
+_yaml_file: ContextVar[str | None] = ContextVar("yaml_file", default=None)
+
+
+def _as_dict(value: Any) -> Any:
+    """Accept `--judge.engine-kwargs '{"dtype": "float32"}'` from flags and environment."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class IngestConfig(_Section):
+    """How logs are found, split and read."""
+
+    format: Literal["auto", "celr_plan", "celr_step", "celr_benchmark", "tau_bench", "tau2_bench"] = Field(
+        "auto", description="format of the logs; auto recognises it record by record"
+    )
+    split_bytes: int = Field(
+        128 * 2**20, ge=1, description="plain JSONL is read in ranges of about this many bytes, one unit each"
+    )
+    files_per_unit: int = Field(2000, ge=1, description="at most this many small files in one unit")
+    max_record_bytes: int = Field(
+        256 * 2**20, ge=1, description="a longer record (or decompressed document) goes to quarantine, bytes"
+    )
+    n_buckets: int | None = Field(
+        None, ge=1, le=65536, description="task buckets, the units of judging and pairing; null = from the input size"
+    )
+
+
+class ScoreConfig(_Section):
+    """The rule scores and their weights in the composite; the four weights must sum to 1."""
+
+    weight_success: float = Field(0.6, ge=0, le=1, description="weight of the outcome")
+    weight_efficiency: float = Field(0.15, ge=0, le=1, description="weight of 1 / (1 + retries)")
+    weight_cost: float = Field(0.15, ge=0, le=1, description="weight of the budget share left")
+    weight_completion: float = Field(0.1, ge=0, le=1, description="weight of the share of plan steps completed")
+    default_budget_usd: float | None = Field(
+        None, gt=0, description="budget of runs whose log has none, US$; null = their cost score stays null"
+    )
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> Self:
+        total = self.weight_success + self.weight_efficiency + self.weight_cost + self.weight_completion
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the four score weights must sum to 1, they sum to {total:g}")
+        return self
+
+
+class JudgeConfig(_Section):
+    """The judge: which model, how it is run, what it may see."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+    model_source: str = Field(
+        "none", description="model name or folder that vLLM can load; smollm2 = the bundled demo model; none = no judge"
+    )
+    concurrency: int = Field(1, ge=1, description="vLLM engines at the same time")
+    num_gpus: float = Field(0, ge=0, description="GPUs of each engine; 0 = CPU")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each engine")
+    engine_kwargs: Annotated[dict[str, Any], BeforeValidator(_as_dict)] = Field(
+        default_factory=dict, description="arguments of vllm.LLM, as JSON; they win over the defaults"
+    )
+    max_model_len: int = Field(4096, ge=256, description="context window that the judge may use, tokens")
+    max_unit_rows: int = Field(1000, ge=1, description="prompts handed to an engine at once")
+    rubric: Literal["additive"] = Field("additive", description="the rubric in the judge's system text")
+
+    @property
+    def is_enabled(self) -> bool:
+        """Tell whether a judge is configured."""
+        return self.model_source != "none"
+
+
+class PairConfig(_Section):
+    """Which runs of a task become preference pairs."""
+
+    strategy: Literal["best_worst", "all"] = Field(
+        "best_worst", description="one pair a task (best against worst), or all pairs above the margin"
+    )
+    margin: float = Field(
+        0.05, ge=0, le=1, description="least difference of composite scores where the outcomes are equal"
+    )
+    judge_margin: float = Field(0.05, ge=0, le=1, description="least difference of judge scores")
+    max_pairs_per_task: int = Field(16, ge=1, description="cap for each pair type")
+    sft: list[str] = Field(
+        default_factory=list,
+        description='SFT data for SPIN: JSONL files of {"prompt", "response"} or {"messages"}, joined to runs by prompt',
+    )
+
+
+class ExportConfig(_Section):
+    """What is written for trainers."""
+
+    formats: list[Literal["trl", "axolotl", "spin", "sft", "kto"]] = Field(
+        default_factory=lambda: ["trl", "axolotl", "spin", "sft", "kto"], description="formats to write"
+    )
+    test_fraction: float = Field(
+        0.05, ge=0, lt=1, description="share of tasks (never of single rows) that go to the test split"
+    )
+    sft_per_task: int = Field(1, ge=1, description="successful runs of each task that go to SFT, best first")
+
+
+class RuntimeConfig(_Section):
+    """Where the work runs."""
+
+    executor: Literal["auto", "ray", "loop"] = Field(
+        "auto",
+        description="ray = Ray Data; loop = this process; auto = ray on a cluster, on large input or for a judge "
+        "with several engines or GPUs, else loop",
+    )
+    address: str | None = Field(
+        None, description="Ray cluster to join; null = RAY_ADDRESS if set, else an embedded local Ray"
+    )
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null = all of the machine")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+
+
+class _Job(BaseSettings):
+    """Base of all jobs: the sources and their precedence."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="CELR_RAY_",
+        env_nested_delimiter="__",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_shortcuts={"ingest.format": "format"},
+        nested_model_default_partial_update=True,
+        validate_default=True,
+    )
+
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    overwrite: bool = Field(False, description="delete what another run or configuration left at the target first")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, the YAML file of `--config`."""
+        path = _yaml_file.get()
+        if path is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+
+
+class PipelineJob(_Job):
+    """Logs in, judged and paired training data out: ingest, score, judge, pair, export, report."""
+
+    logs: list[str] = Field(min_length=1, description="log files, folders or globs; local, file:// or s3://")
+    out: str = Field(description="run folder to create or to resume; local or s3://")
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    pair: PairConfig = Field(default_factory=PairConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+
+
+class ScoreJob(_Job):
+    """Ingest logs into a run and score them; without --logs, score an existing run again with new weights."""
+
+    run: str = Field(description="run folder")
+    logs: list[str] = Field(
+        default_factory=list, description="log files, folders or globs; none = score the trajectories already there"
+    )
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+
+
+class JudgeJob(_Job):
+    """Judge every trajectory of a run with a vLLM model."""
+
+    run: str = Field(description="run folder that holds trajectories")
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+
+
+class PairJob(_Job):
+    """Build preference pairs from the scored (and judged) trajectories of a run."""
+
+    run: str = Field(description="run folder that holds trajectories")
+    pair: PairConfig = Field(default_factory=PairConfig)
+
+
+class ExportJob(_Job):
+    """Write the pairs of a run as training files for TRL, Axolotl, SPIN, SFT and KTO."""
+
+    run: str = Field(description="run folder that holds pairs")
+    export: ExportConfig = Field(default_factory=ExportConfig)
+
+
+class ReportJob(_Job):
+    """Write the HTML report of a run."""
+
+    run: str = Field(description="run folder")
+
+
+_J = TypeVar("_J", bound=_Job)
+
+
+def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Split `--config FILE` off the arguments."""
+    rest: list[str] = []
+    path: str | None = None
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                raise ConfigError("--config needs a YAML file")
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _join_list_flags(job: type[_Job], arguments: list[str]) -> list[str]:
+    """Turn `--logs A B` into `--logs '["A", "B"]'`: many values behind one flag, commas and all."""
+    names = {f"--{name.replace('_', '-')}" for name in _list_fields(job)}
+    result: list[str] = []
+    current: list[str] | None = None
+    gathered: dict[str, list[str]] = {}
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag in names:
+            current = gathered.setdefault(flag, [])
+            if equals:
+                current.append(value)
+        elif word.startswith("--") or current is None:
+            current = None
+            result.append(word)
+        else:
+            current.append(word)
+    for flag, values in gathered.items():
+        result += [flag, json.dumps(values)]
+    return result
+
+
+def _list_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _list_fields(kind, f"{prefix}{name}.")
+        elif getattr(kind, "__origin__", None) is list:
+            names.append(prefix + name)
+    return names
+
+
+def load_job(job: type[_J], arguments: list[str], *, program: str) -> _J:
+    """Fill a job's settings from command-line arguments, environment and YAML.
+
+    Args:
+        job: the settings class.
+        arguments: flags, without the program's name.
+        program: name shown in `--help`.
+
+    Raises:
+        ConfigError: a flag, key or value is wrong; the message names it and its source.
+        SystemExit: after `--help`, and for unknown flags (exit code 2).
+    """
+    path, flags = _take_config_flag(arguments)
+    if path is not None and not os.path.isfile(path):
+        raise ConfigError(f"--config: no such file: {path}")
+    token = _yaml_file.set(path)
+    try:
+        source: CliSettingsSource[_J] = CliSettingsSource(
+            job, cli_prog_name=program, cli_parse_args=_join_list_flags(job, flags)
+        )
+        return job(_cli_settings_source=source)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"cannot read the settings{f' from {path}' if path else ''}: {error}") from error
+    finally:
+        _yaml_file.reset(token)
+
+
+def _explain(error: ValidationError, path: str | None) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        flag = "--" + name.replace("_", "-")
+        value = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+        lines.append(f"{flag}: {item['msg']}{value}"[:400])
+    where = f" [{path} and flags]" if path else ""
+    return "; ".join(lines) + where + ". Run with --help for all settings."

