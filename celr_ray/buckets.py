@@ -8,7 +8,7 @@ Exact duplicates (equal `trajectory_id`) are dropped here, for every later stage
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,3 +71,34 @@ def read_bucket(
     table = table.take(pa.array(np.sort(first)))
     order = pc.sort_indices(table, sort_keys=[("task_id", "ascending"), ("trajectory_id", "ascending")])
     return table.take(order), n_duplicates
+
+
+def read_rows(
+    run: str, row_groups: Sequence[Sequence[int]], trajectory_ids: Collection[str], columns: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Read chosen rows of one bucket, one row group at a time, so that memory is bounded by what is chosen.
+
+    Args:
+        run: run folder.
+        row_groups: [part, row group] pairs of the bucket.
+        trajectory_ids: rows wanted; duplicates are read once.
+        columns: columns wanted beside `trajectory_id`.
+
+    Returns:
+        Rows as dicts, by trajectory_id.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    wanted = pa.array(sorted(trajectory_ids), type=pa.string())
+    names = ["trajectory_id", *columns]
+    for part in sorted({part for part, _ in row_groups}) if len(wanted) else ():
+        with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
+            file = pq.ParquetFile(source)
+            for owner, group in row_groups:
+                if owner != part:
+                    continue
+                ids = file.read_row_group(group, columns=["trajectory_id"])["trajectory_id"]
+                mask = pc.is_in(ids, value_set=wanted)
+                if pc.any(mask).as_py():
+                    for row in file.read_row_group(group, columns=names).filter(mask).to_pylist():
+                        found.setdefault(row["trajectory_id"], row)
+    return found

@@ -7,17 +7,20 @@ flag or YAML key is an error. This module reads settings; it does no work and st
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -123,17 +126,21 @@ class PairConfig(_Section):
     )
     judge_margin: float = Field(0.05, ge=0, le=1, description="least difference of judge scores")
     max_pairs_per_task: int = Field(16, ge=1, description="cap for each pair type")
+    max_kto_per_task: int = Field(16, ge=0, description="cap of the single labelled rows of a task")
     sft: list[str] = Field(
         default_factory=list,
         description='SFT data for SPIN: JSONL files of {"prompt", "response"} or {"messages"}, joined to runs by prompt',
     )
 
 
+ExportFormat = Literal["trl", "axolotl", "spin", "sft", "kto"]
+
+
 class ExportConfig(_Section):
     """What is written for trainers."""
 
-    formats: list[Literal["trl", "axolotl", "spin", "sft", "kto"]] = Field(
-        default_factory=lambda: ["trl", "axolotl", "spin", "sft", "kto"], description="formats to write"
+    formats: list[ExportFormat] = Field(
+        default_factory=lambda: list(get_args(ExportFormat)), description="formats to write"
     )
     test_fraction: float = Field(
         0.05, ge=0, lt=1, description="share of tasks (never of single rows) that go to the test split"
@@ -312,15 +319,28 @@ def load_job(job: type[_J], arguments: list[str], *, program: str) -> _J:
     token = _yaml_file.set(path)
     try:
         source: CliSettingsSource[_J] = CliSettingsSource(
-            job, cli_prog_name=program, cli_parse_args=_join_list_flags(job, flags)
+            job, root_parser=_make_parser(job, program), cli_parse_args=_join_list_flags(job, flags)
         )
-        return job(_cli_settings_source=source)  # type: ignore[call-arg]
+        return job(_cli_settings_source=source)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"cannot read the settings{f' from {path}' if path else ''}: {error}") from error
+    except (ValueError, TypeError, SettingsError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read the settings{f' from {path}' if path else ''}: {reason}") from error
     finally:
         _yaml_file.reset(token)
+
+
+def _make_parser(job: type[_Job], program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        program,
+        description=job.__doc__,
+        epilog="Flags win over environment variables (CELR_RAY_JUDGE__CONCURRENCY=4), which win over the YAML file of "
+        "--config. Times are seconds, money is US$, sizes are bytes unless said otherwise.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; its keys are the names of the flags")
+    return parser
 
 
 def _explain(error: ValidationError, path: str | None) -> str:

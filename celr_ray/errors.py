@@ -1,14 +1,14 @@
 """The exception tree. Every error that a user can cause or mend is one of these.
 
-    CelrRayError                 anything this package raises on purpose; exit code 1
-    ├── UsageError               the call cannot be carried out as given; exit code 2
-    │   ├── ConfigError          a flag, a YAML key or a value is wrong
-    │   ├── InputError           a path is missing, unreadable or holds no logs
-    │   ├── OutputError          a folder cannot be written or holds something else
-    │   └── RunMismatchError     the folder holds a run made with other inputs or settings
-    ├── RecordError              one log record is unusable; goes to quarantine, never ends a job
-    ├── ModelError               a model cannot be found, converted or loaded
-    └── ConservationError        rows in ≠ rows out + rejected: a defect of this package
+CelrRayError                 anything this package raises on purpose; exit code 1
+├── UsageError               the call cannot be carried out as given; exit code 2
+│   ├── ConfigError          a flag, a YAML key or a value is wrong
+│   ├── InputError           a path is missing, unreadable or holds no logs
+│   ├── OutputError          a folder cannot be written or holds something else
+│   └── RunMismatchError     the folder holds a run made with other inputs or settings
+├── RecordError              one log record is unusable; goes to quarantine, never ends a job
+├── ModelError               a model cannot be found, converted or loaded
+└── ConservationError        rows in ≠ rows out + rejected: a defect of this package
 """
 
 from __future__ import annotations

@@ -37,10 +37,11 @@ class Work:
 
     Attributes:
         factory: makes the function that runs a unit; called once a worker, so it may load a model.
-        is_stateful: the function is expensive to make (an engine): Ray keeps it in actors.
+        is_stateful: the function is expensive to make (an engine): Ray keeps it in actors, else it uses tasks.
         concurrency: number of actors; used only if stateful.
         num_cpus: CPUs Ray reserves for a worker.
         num_gpus: GPUs Ray reserves for a worker.
+        env: environment variables of the worker; in a loop only those that are not set yet.
     """
 
     factory: Callable[[], UnitFunction]
@@ -52,13 +53,18 @@ class Work:
 
 
 class _Worker:
-    """Adapts a unit function to Ray Data: a batch of one unit in, one manifest out."""
+    """A Ray Data actor that keeps one unit function: a batch of units in, their manifests out."""
 
     def __init__(self, factory: Callable[[], UnitFunction]) -> None:
         self._run_unit = factory()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"manifest": [json.dumps(self._run_unit(json.loads(unit))) for unit in batch["unit"]]}
+
+
+def _run_batch(batch: dict[str, Any], factory: Callable[[], UnitFunction]) -> dict[str, Any]:
+    """Do the same in a Ray Data task, for unit functions that are cheap to make."""
+    return _Worker(factory)(batch)
 
 
 def _is_on_cluster(config: RuntimeConfig) -> bool:
@@ -83,11 +89,14 @@ def connect(config: RuntimeConfig) -> None:
     Raises:
         ConfigError: the cluster cannot be reached.
     """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Ray reads this while it is imported: without it an embedded Ray listens on all interfaces, not on 127.0.0.1.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, logging_level=logging.WARNING)
@@ -131,21 +140,17 @@ def _run_on_ray(units: Sequence[Unit], work: Work, config: RuntimeConfig) -> Ite
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"num_cpus": work.num_cpus}
+    options: dict[str, Any] = {"batch_size": 1, "num_cpus": work.num_cpus}
     if work.num_gpus:
         options["num_gpus"] = work.num_gpus
     if work.env:
         options["runtime_env"] = {"env_vars": work.env}
-    size = work.concurrency if work.is_stateful else None
-    dataset = ray.data.from_items(
-        [{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units)
-    ).map_batches(
-        _Worker,
-        fn_constructor_args=[work.factory],
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(**({"size": size} if size else {"min_size": 1, "max_size": len(units)})),
-        **options,
-    )
+    dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
+    if work.is_stateful:
+        actors = ray.data.ActorPoolStrategy(size=min(work.concurrency, len(units)))
+        dataset = dataset.map_batches(_Worker, fn_constructor_args=[work.factory], compute=actors, **options)
+    else:
+        dataset = dataset.map_batches(_run_batch, fn_kwargs={"factory": work.factory}, **options)
     for row in dataset.iter_rows():
         yield json.loads(row["manifest"])
 

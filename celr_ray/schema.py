@@ -72,7 +72,9 @@ class TrajectoryScore(_Row):
     """Rule scores of one trajectory; a part that cannot be computed is null, never 0."""
 
     trajectory_id: str
-    success_score: float | None = Field(None, description="1 success, 0 failure, graded reward where the source has one")
+    success_score: float | None = Field(
+        None, description="1 success, 0 failure, graded reward where the source has one"
+    )
     efficiency_score: float | None = Field(None, description="1 / (1 + retries)")
     cost_score: float | None = Field(None, description="clip(1 − cost / budget, 0, 1)")
     completion_score: float | None = Field(None, description="completed plan steps / all plan steps")

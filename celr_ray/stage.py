@@ -243,7 +243,7 @@ def add_counts(manifests: Any) -> dict[str, int]:
     total: Counter[str] = Counter()
     for manifest in manifests:
         for key, value in manifest.items():
-            if isinstance(value, bool) or key == "index":
+            if isinstance(value, bool) or key in ("index", "bucket"):
                 continue
             if isinstance(value, int):
                 total[key] += value

@@ -1,0 +1,166 @@
+"""The command line: `celr-ray COMMAND …`; the scripts in `jobs/` call the same `main`.
+
+Exit codes: 0 done, 1 a failure on the way, 2 the call cannot be carried out as given, 130 interrupted.
+Progress and errors go to stderr; stdout gets one final line that a person can quote.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from celr_ray.config import ExportJob, JudgeJob, PairJob, PipelineJob, ReportJob, ScoreJob, load_job
+from celr_ray.errors import CelrRayError, ConfigError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: its settings class and the function that carries it out and returns the final line."""
+
+    job: Any
+    run: Callable[[Any], str]
+    example: str
+
+
+def _pipeline(job: PipelineJob) -> str:
+    from celr_ray.training.pipeline import run_pipeline
+
+    return str(run_pipeline(job))
+
+
+def _finish(run: str, job: Any, report: Any) -> None:
+    """Announce a stage that ran alone and put it into run.json."""
+    from celr_ray.stage import write_run_record
+    from celr_ray.training.pipeline import announce_stage
+
+    announce_stage(report)
+    write_run_record(run, job.model_dump(mode="json"), [report])
+
+
+def _score(job: ScoreJob) -> str:
+    from celr_ray.logs.ingest import run_ingest
+    from celr_ray.stage import check_run_folder
+    from celr_ray.training.pipeline import run_rescore
+
+    if job.logs:
+        report = run_ingest(job.logs, job.run, job.ingest, job.score, job.runtime, overwrite=job.overwrite)
+    else:
+        check_run_folder(job.run, must_exist=True)
+        report = run_rescore(job.run, job.score, job.runtime)
+    _finish(job.run, job, report)
+    return f"{report.counts.get('rows_out', 0):,} trajectories scored, {report.counts.get('rejected', 0):,} rejected"
+
+
+def _judge(job: JudgeJob) -> str:
+    from celr_ray.stage import check_run_folder
+    from celr_ray.training.judge import run_judge
+    from celr_ray.training.pipeline import uses_ray_for_judge
+
+    if not job.judge.is_enabled:
+        raise ConfigError("--judge.model-source: name a model (a name or folder that vLLM loads, or smollm2)")
+    check_run_folder(job.run, must_exist=True)
+    on_ray = uses_ray_for_judge(job.runtime, job.judge)
+    report = run_judge(job.run, job.judge, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
+    _finish(job.run, job, report)
+    counts = report.counts
+    return f"{counts.get('rows_out', 0):,} judgments, {counts.get('status.ok', 0):,} ok"
+
+
+def _pair(job: PairJob) -> str:
+    from celr_ray.stage import check_run_folder
+    from celr_ray.training.pair_stage import run_pair
+
+    check_run_folder(job.run, must_exist=True)
+    report = run_pair(job.run, job.pair, job.runtime, overwrite=job.overwrite)
+    _finish(job.run, job, report)
+    counts = report.counts
+    return (
+        f"{counts.get('pairs', 0):,} pairs of {counts.get('tasks', 0):,} tasks, {counts.get('kto_rows', 0):,} KTO rows"
+    )
+
+
+def _export(job: ExportJob) -> str:
+    from celr_ray.runtime import uses_ray
+    from celr_ray.stage import check_run_folder
+    from celr_ray.storage import join
+    from celr_ray.training.export import run_export
+
+    check_run_folder(job.run, must_exist=True)
+    on_ray = uses_ray(job.runtime, is_large=False)
+    report = run_export(job.run, job.export, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
+    _finish(job.run, job, report)
+    rows = ", ".join(f"{k.removeprefix('rows.')} {v:,}" for k, v in report.counts.items() if k.startswith("rows."))
+    return f"exported to {join(job.run, 'exports')}: {rows or 'no rows'}"
+
+
+def _report(job: ReportJob) -> str:
+    from celr_ray.report import run_report
+    from celr_ray.stage import check_run_folder
+
+    check_run_folder(job.run, must_exist=True)
+    return f"report: {run_report(job.run)}"
+
+
+COMMANDS: dict[str, Command] = {
+    "pipeline": Command(PipelineJob, _pipeline, "--logs logs/ --out runs/first --judge.model-source smollm2"),
+    "score": Command(ScoreJob, _score, "--logs logs/ --run runs/first"),
+    "judge": Command(
+        JudgeJob, _judge, "--run runs/first --judge.model-source Qwen/Qwen2.5-7B-Instruct --judge.num-gpus 1"
+    ),
+    "pair": Command(PairJob, _pair, "--run runs/first --pair.strategy all"),
+    "export": Command(ExportJob, _export, "--run runs/first --export.formats trl axolotl"),
+    "report": Command(ReportJob, _report, "--run runs/first"),
+}
+
+
+def _usage() -> str:
+    lines = [
+        "usage: celr-ray COMMAND [--config FILE.yaml] [flags]",
+        "",
+        "Turns the execution logs of LLM agents into training data for better agents.",
+        "",
+        "commands:",
+    ]
+    lines += [f"  {name:10}{(command.job.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines += [
+        "",
+        "Every command: celr-ray COMMAND --help. Flags win over the environment (CELR_RAY_JUDGE__CONCURRENCY=4),",
+        "which wins over the YAML file of --config, whose keys are the flags' names.",
+        "",
+        "examples:",
+        *(f"  celr-ray {name} {command.example}" for name, command in COMMANDS.items()),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"celr-ray {metadata.version('celr-ray')}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        print(f"celr-ray: no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        job = load_job(command.job, words[1:], program=f"celr-ray {words[0]}")
+        line = command.run(job)
+    except CelrRayError as error:
+        print(f"celr-ray {words[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"celr-ray {words[0]}: interrupted; finished units are kept, run it again to go on", file=sys.stderr)
+        return 130
+    print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Cutting files into JSON values: lines of JSONL, or whole documents; plain or compressed; damage included.
+
+`iter_values` yields every value of a byte range of a file exactly once, whatever the ranges: a line belongs
+to the range in which it starts. What cannot be a value (an over-long line, the broken end of a gz file, an
+empty file) is yielded as damage, never skipped and never raised.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from celr_ray import storage
+
+BLOCK_BYTES = 4 * 2**20
+_PACKED_BYTES = 256 * 1024
+_HEAD_BYTES = 64 * 1024
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_LINE_EXTENSIONS = (".jsonl", ".ndjson")
+_UTF8_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_MAX_KEPT_BYTES = 64 * 1024
+
+
+class Value(NamedTuple):
+    """One JSON value as found in a file.
+
+    Attributes:
+        offset: byte offset in the uncompressed file.
+        raw: its bytes (of a damaged value the first 64 KiB).
+        damage: why it cannot be a value; None if it may be one.
+        n_bytes: its full length.
+    """
+
+    offset: int
+    raw: bytes
+    damage: str | None
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A byte range of one input file; `end` None = to the end. Compressed files and documents are never cut."""
+
+    uri: str
+    start: int = 0
+    end: int | None = None
+
+
+def split_extension(uri: str) -> tuple[str, str | None]:
+    """Return the extension below any compression's (".json"), and the compression ("gzip", "zstd" or None)."""
+    name = uri.rsplit("/", 1)[-1].lower()
+    compression = None
+    for suffix, kind in _COMPRESSIONS.items():
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), kind
+    dot = name.rfind(".")
+    return (name[dot:] if dot >= 0 else ""), compression
+
+
+def is_splittable(uri: str) -> bool:
+    """Tell whether a file may be cut into byte ranges: plain JSONL by its name."""
+    extension, compression = split_extension(uri)
+    return compression is None and extension in _LINE_EXTENSIONS
+
+
+def iter_values(part: FileRange, max_value_bytes: int) -> Iterator[Value]:
+    """Yield the JSON values that start in a byte range of a file.
+
+    Args:
+        part: the range.
+        max_value_bytes: a longer line or document is damage, bytes.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    extension, compression = split_extension(part.uri)
+    with storage.open_input(part.uri) as source:
+        if part.start:
+            source.seek(part.start - 1)
+        blocks = _Blocks(source, compression)
+        head = blocks.peek()
+        if part.start == 0:
+            if not head:
+                yield Value(0, b"", blocks.error or "the file is empty", 0)
+                return
+            if head[:2] in _WIDE_BOMS:
+                yield Value(0, head[:_MAX_KEPT_BYTES], f"{_WIDE_BOMS[head[:2]]} text; convert it to UTF-8", len(head))
+                return
+        if extension in _LINE_EXTENSIONS or _looks_like_lines(head):
+            yield from _iter_lines(blocks, part, max_value_bytes)
+        else:
+            yield from _whole_document(blocks, max_value_bytes)
+
+
+class _Blocks:
+    """Reads a file in blocks; a compressed one that breaks off ends with `error` set, what could be read kept."""
+
+    def __init__(self, source: pa.NativeFile, compression: str | None) -> None:
+        readers = {None: _read_plain, "gzip": _read_gzip, "zstd": _read_zstd}
+        self._blocks = readers[compression](source)
+        self._first: bytes | None = None
+        self.error: str | None = None
+
+    def peek(self) -> bytes:
+        if self._first is None:
+            self._first = self._read()
+        return self._first
+
+    def __iter__(self) -> Iterator[bytes]:
+        block = self.peek()
+        while block:
+            yield block
+            block = self._read()
+
+    def _read(self) -> bytes:
+        try:
+            return next(self._blocks, b"")
+        except (OSError, zlib.error) as error:
+            self.error = f"truncated or damaged compressed file: {error}"
+            return b""
+
+
+def _read_plain(source: pa.NativeFile) -> Iterator[bytes]:
+    while block := source.read(BLOCK_BYTES):
+        yield block
+
+
+def _read_gzip(source: pa.NativeFile) -> Iterator[bytes]:
+    """Decompress gzip members one after another; each block is bounded, however far the data expand."""
+    packed: bytes = source.read(_PACKED_BYTES)
+    while packed:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            if not packed:
+                packed = source.read(_PACKED_BYTES)
+            if not packed:
+                raise OSError("the gzip stream ends before its end marker")
+            block = member.decompress(packed, BLOCK_BYTES)
+            packed = member.unconsumed_tail
+            if block:
+                yield block
+        packed = (member.unused_data or source.read(_PACKED_BYTES)).lstrip(b"\0")
+
+
+def _read_zstd(source: pa.NativeFile) -> Iterator[bytes]:
+    stream = pa.CompressedInputStream(source, "zstd")
+    while block := stream.read(_PACKED_BYTES):
+        yield block
+
+
+def _looks_like_lines(head: bytes) -> bool:
+    """Guess from the first 64 KiB of a file of unknown extension whether it is JSONL.
+
+    A pretty-printed document has first lines that are no whole values; JSONL has almost only such lines.
+    """
+    lines = [line.strip() for line in head[:_HEAD_BYTES].split(b"\n")[:-1]]
+    lines = [line for line in lines if line]
+    whole = sum(line[:1] == b"{" and line[-1:] == b"}" for line in lines)
+    return len(lines) > 1 and whole * 2 > len(lines)
+
+
+def _iter_lines(blocks: _Blocks, part: FileRange, limit: int) -> Iterator[Value]:
+    offset = max(part.start - 1, 0)
+    pending: list[bytes] = []
+    pending_bytes = 0
+    skip_first = part.start > 0
+    for block in blocks:
+        pieces = block.split(b"\n")
+        for piece in pieces[:-1]:
+            length = pending_bytes + len(piece)
+            if not skip_first:
+                yield from _as_value(offset, pending, piece, length, limit)
+            skip_first = False
+            offset += length + 1
+            pending, pending_bytes = [], 0
+            if part.end is not None and offset >= part.end:
+                return
+        if pending_bytes <= limit:
+            pending.append(pieces[-1])
+        pending_bytes += len(pieces[-1])
+    if skip_first:
+        return
+    if blocks.error:
+        kept = b"".join(pending)
+        yield Value(offset, kept[:_MAX_KEPT_BYTES], blocks.error, pending_bytes)
+    else:
+        yield from _as_value(offset, pending, b"", pending_bytes, limit)
+
+
+def _as_value(offset: int, pending: list[bytes], last: bytes, length: int, limit: int) -> Iterator[Value]:
+    if length > limit:
+        kept = b"".join([*pending, last])[:_MAX_KEPT_BYTES]
+        yield Value(offset, kept, f"a line of {length:,} bytes; the limit is {limit:,} bytes", length)
+        return
+    line = b"".join([*pending, last]) if pending else last
+    if offset == 0:
+        line = line.removeprefix(_UTF8_BOM)
+    if line and not line.isspace():
+        yield Value(offset, line, None, length)
+
+
+def _whole_document(blocks: _Blocks, limit: int) -> Iterator[Value]:
+    kept: list[bytes] = []
+    length = 0
+    for block in blocks:
+        length += len(block)
+        kept.append(block)
+        if length > limit:
+            raw = b"".join(kept)[:_MAX_KEPT_BYTES]
+            yield Value(0, raw, f"a document of more than {limit:,} bytes; the limit is that", length)
+            return
+    raw = b"".join(kept).removeprefix(_UTF8_BOM)
+    if blocks.error:
+        yield Value(0, raw[:_MAX_KEPT_BYTES], blocks.error, length)
+    elif raw.isspace() or not raw:
+        yield Value(0, raw[:_MAX_KEPT_BYTES], "the file is empty", length)
+    else:
+        yield Value(0, raw, None, length)
+
+
+def count_lines_before(uri: str, offset: int) -> int:
+    """Return the 1-based line number of a byte offset in the uncompressed file."""
+    _, compression = split_extension(uri)
+    lines, position = 1, 0
+    with storage.open_input(uri) as source:
+        for block in _Blocks(source, compression):
+            lines += block[: max(offset - position, 0)].count(b"\n")
+            position += len(block)
+            if position >= offset:
+                break
+    return lines

@@ -1,0 +1,184 @@
+"""The judge stage: every distinct trajectory of a run gets one row in `RUN/judgments`, judged or not.
+
+A unit is part of a task bucket, its rows ordered by task, so that runs of one task share the engine's prefix
+cache. An own actor around `vllm.LLM` is used rather than `ray.data.llm`: rows that fail stay rows with a
+status, the unit of loss is one unit, and no engine starts when nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from celr_ray import stage, storage
+from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
+from celr_ray.config import JudgeConfig, RuntimeConfig
+from celr_ray.errors import ConfigError, InputError
+from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
+from celr_ray.schema import JUDGMENT_SCHEMA
+from celr_ray.stage import StagePlan, StageReport
+from celr_ray.training.engine import VllmJudgeEngine, engine_environment
+from celr_ray.training.judge_prompt import request_from_trajectory
+from celr_ray.training.self_reward import JudgeLLM, JudgeReply, judge_id, judgment_from_reply
+
+__all__ = ["JudgeFactory", "JudgeLLM", "judge_plan", "run_judge"]
+
+_COLUMNS = ("task_id", "model", "prompt", "messages")
+
+
+def judge_plan(run: str, config: JudgeConfig) -> StagePlan:
+    """List the units of the judge stage: each task bucket, cut into pieces of at most `max_unit_rows` rows.
+
+    Raises:
+        ConfigError: no judge is configured.
+        InputError: the run's ingest stage is missing or unfinished.
+    """
+    if not config.is_enabled:
+        raise ConfigError("no judge is configured: give --judge.model-source a model name or folder")
+    ingest = stage.read_plan(run, "ingest")
+    if ingest is None or not stage.is_complete(run, "ingest"):
+        raise InputError(f"{run} holds no finished ingest stage: run `celr-ray pipeline` or `celr-ray score` first")
+    settings = {
+        "ingest": ingest["fingerprint"],
+        "judge_id": judge_id(config),
+        "model_source": config.model_source,
+        "max_model_len": config.max_model_len,
+        "rubric": config.rubric,
+        "max_unit_rows": config.max_unit_rows,  # decides which rows a unit holds
+    }
+    step = config.max_unit_rows
+    units = [
+        {**bucket, "start": start, "stop": min(start + step, bucket["n_rows"])}
+        for bucket in plan_bucket_units(run)
+        for start in range(0, bucket["n_rows"], step)
+    ]
+    return StagePlan("judge", settings, units)
+
+
+def run_judge(
+    run: str,
+    config: JudgeConfig,
+    runtime: RuntimeConfig,
+    *,
+    on_ray: bool,
+    overwrite: bool = False,
+    llm: JudgeLLM | None = None,
+) -> StageReport:
+    """Judge the trajectories of a run that are not judged yet; no engine starts if there are none.
+
+    Args:
+        run: run folder.
+        config: the judge's settings.
+        runtime: where the work runs.
+        on_ray: Ray Data, or a loop in this process.
+        overwrite: replace what other settings left.
+        llm: a judge to use in this process instead of a vLLM engine; `config.model_source` names it, or, where
+            that is `none`, its own name.
+
+    Raises:
+        ConfigError: no judge is configured, or `llm` is to be used on Ray.
+        InputError: the run's ingest stage is missing or unfinished.
+        ModelError: the judge cannot be loaded, or its engine died.
+        RunMismatchError: the run was judged with other settings.
+    """
+    if llm is not None:
+        if on_ray:
+            raise ConfigError("a judge object works in this process only: set runtime.executor to loop")
+        if not config.is_enabled:
+            config = config.model_copy(update={"model_source": llm.name})
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    work = Work(
+        factory=JudgeFactory(config, num_threads=int(threads) if threads.isdecimal() else None, llm=llm),
+        is_stateful=True,
+        concurrency=config.concurrency,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        env=engine_environment(config.num_gpus),
+    )
+    return stage.run_stage(run, judge_plan(run, config), work, runtime, on_ray=on_ray, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class JudgeFactory:
+    """Makes the function that judges a unit; picklable, and loads the model only where it is called.
+
+    Attributes:
+        config: the judge's settings.
+        num_threads: compute threads of a CPU engine; None = its share of the CPUs of the machine it runs on.
+        llm: use this judge and load no model; only without Ray.
+    """
+
+    config: JudgeConfig
+    num_threads: int | None = None
+    llm: JudgeLLM | None = None
+
+    def __call__(self) -> UnitFunction:
+        """Load the engine.
+
+        Raises:
+            ModelError: the judge cannot be loaded.
+        """
+        config = self.config
+        if self.llm is not None:
+            return _JudgeUnit(self.llm, config)
+        share = max(int(config.num_cpus), len(os.sched_getaffinity(0)) // config.concurrency, 1)
+        engine = VllmJudgeEngine(
+            config.model_source,
+            max_model_len=config.max_model_len,
+            rubric=config.rubric,
+            num_gpus=config.num_gpus,
+            num_threads=self.num_threads or share,
+            engine_kwargs=config.engine_kwargs,
+        )
+        return _JudgeUnit(engine, config)
+
+
+class _JudgeUnit:
+    """Judges units with one engine."""
+
+    def __init__(self, engine: JudgeLLM, config: JudgeConfig) -> None:
+        self._engine = engine
+        self._judge_id = judge_id(config)
+        self._judge_model = config.model_source
+
+    def __call__(self, unit: Unit) -> Manifest:
+        table, n_duplicates = read_bucket(unit["run"], unit["row_groups"], ())
+        ids = table["trajectory_id"].slice(unit["start"], unit["stop"] - unit["start"]).to_pylist()
+        found = read_rows(unit["run"], unit["row_groups"], ids, _COLUMNS)
+        rows = [found[trajectory_id] for trajectory_id in ids]
+        replies = self._engine.generate([request_from_trajectory(row) for row in rows])
+        judgments = [
+            judgment_from_reply(row, reply, judge_id=self._judge_id, judge_model=self._judge_model)
+            for row, reply in zip(rows, replies, strict=True)
+        ]
+        uri = storage.join(unit["run"], "judgments", stage.part_name(unit["index"]))
+        columns = [judgment.model_dump() for judgment in judgments]
+        storage.write_parquet(uri, pa.Table.from_pylist(columns, schema=JUDGMENT_SCHEMA))
+        counted_duplicates = n_duplicates if unit["start"] == 0 else 0  # once a bucket
+        return {
+            "bucket": unit["bucket"],
+            "rows_in": len(rows) + counted_duplicates,
+            "rows_out": len(judgments),
+            "duplicates": counted_duplicates,
+            "self_judged_rows": sum(judgment.self_judged for judgment in judgments),
+            **_count_replies(replies),
+        }
+
+
+def _count_replies(replies: Sequence[JudgeReply]) -> dict[str, Any]:
+    """Add up statuses, cuts and tokens; `cached_tokens` of `prompt_tokens` came out of the prefix cache.
+
+    Prompts that were never run (too_long, engine_error) count in neither.
+    """
+    ran = [reply for reply in replies if reply.status in ("ok", "garbled")]
+    return {
+        "status": dict(sorted(Counter(reply.status for reply in replies).items())),
+        "cut_rows": sum(reply.cut_tokens > 0 for reply in replies),
+        "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in ran),
+        "cached_tokens": sum(reply.cached_tokens for reply in ran),
+    }

@@ -1,0 +1,21 @@
+"""`cluster.yaml` is what Ray's launcher takes, and every job of the tree exists."""
+
+import yaml
+from conftest import ROOT
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from celr_ray.cli import COMMANDS
+
+
+def test_cluster_yaml_is_valid_by_rays_own_schema():
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    pools = config["available_node_types"]
+    assert config["head_node_type"] in pools
+    assert pools["head"]["resources"]["CPU"] == 0
+    assert pools["gpu_judge_pool"]["resources"]["GPU"] == 1
+    assert pools["cpu_pool"]["max_workers"] > 0
+
+
+def test_every_command_has_its_job_script():
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS)

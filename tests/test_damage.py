@@ -1,0 +1,237 @@
+"""Damaged input goes to quarantine with file, offset, line and reason; the job goes on; no row is lost."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from runs import ingest, quarantine, read_rows
+
+
+@pytest.fixture(scope="module")
+def good_lines(demo_logs) -> list[bytes]:
+    return (demo_logs / "celr_benchmark.jsonl").read_bytes().splitlines()[:4]
+
+
+def one_bad_line(tmp_path, good_lines, bad: bytes, reason: str):
+    """Ingest good, good, bad, good, good and check that exactly the bad line is rejected."""
+    path = tmp_path / "logs.jsonl"
+    path.write_bytes(b"\n".join([*good_lines[:2], bad, *good_lines[2:]]) + b"\n")
+    report = ingest(tmp_path / "run", path)
+    assert (report.counts["rows_in"], report.counts["rows_out"], report.counts["rejected"]) == (5, 4, 1)
+    (row,) = quarantine(tmp_path / "run")
+    assert (row.file, row.line) == (str(path), 3)
+    assert row.offset == sum(len(line) + 1 for line in good_lines[:2])
+    assert row.raw_bytes == len(bad)
+    assert reason in row.reason
+    return row
+
+
+def changed(line: bytes, **fields) -> bytes:
+    return json.dumps({**json.loads(line), **fields}).encode()
+
+
+def test_cut_line(tmp_path, good_lines):
+    row = one_bad_line(tmp_path, good_lines, good_lines[0][:300], "not valid JSON")
+    assert row.raw == good_lines[0][:300].decode()
+
+
+def test_unknown_shape(tmp_path, good_lines):
+    one_bad_line(
+        tmp_path,
+        good_lines,
+        b'{"hello": "world", "n": 1}',
+        "unknown shape: no reader knows an object with the keys hello, n",
+    )
+
+
+def test_not_an_object(tmp_path, good_lines):
+    one_bad_line(tmp_path, good_lines, b"42", "not a JSON object")
+
+
+def test_wrong_encoding(tmp_path, good_lines):
+    bad = good_lines[0].replace(b'"output": "', b'"output": "caf\xe9 ')
+    row = one_bad_line(tmp_path, good_lines, bad, "UTF-8")
+    assert "caf\\xe9" in row.raw
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"retries": 2**40}, "$.retries"),
+        ({"cost_usd": -1.0}, "$.cost_usd"),
+        ({"task_id": ""}, "task id is empty"),
+        ({"task_id": "   "}, "task id is empty"),
+        ({"output": None}, "$.output"),
+    ],
+)
+def test_values_out_of_bounds(tmp_path, good_lines, fields, reason):
+    one_bad_line(tmp_path, good_lines, changed(good_lines[0], **fields), reason)
+
+
+def test_nan_is_not_json(tmp_path, good_lines):
+    one_bad_line(tmp_path, good_lines, changed(good_lines[0], cost_usd=float("nan")), "not valid JSON")
+
+
+def test_deep_nesting(tmp_path, good_lines):
+    one_bad_line(tmp_path, good_lines, b'{"a":' * 3000 + b"1" + b"}" * 3000, "")
+
+
+def test_overlong_line(tmp_path, good_lines):
+    path = tmp_path / "logs.jsonl"
+    long = b'{"task_id": "' + b"x" * 300_000 + b'"}'
+    path.write_bytes(b"\n".join([good_lines[0], long, good_lines[1]]))
+    report = ingest(tmp_path / "run", path, max_record_bytes=100_000)
+    assert (report.counts["rows_out"], report.counts["rejected"]) == (2, 1)
+    (row,) = quarantine(tmp_path / "run")
+    assert (row.line, row.raw_bytes) == (2, len(long))
+    assert "the limit is 100,000 bytes" in row.reason
+    assert len(row.raw) == 64 * 1024
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.json.gz"])
+def test_empty_file(tmp_path, good_lines, name):
+    (tmp_path / "a.jsonl").write_bytes(good_lines[0])
+    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    report = ingest(tmp_path / "run", tmp_path)
+    assert (report.counts["rows_in"], report.counts["rows_out"]) == (2, 1)
+    (row,) = quarantine(tmp_path / "run")
+    assert (row.file, row.offset, row.line, row.reason) == (str(tmp_path / name), 0, 1, "the file is empty")
+
+
+def test_utf16_file_is_rejected_once(tmp_path, good_lines):
+    path = tmp_path / "wide.jsonl"
+    path.write_text(b"\n".join(good_lines).decode(), encoding="utf-16")
+    report = ingest(tmp_path / "run", path)
+    assert (report.counts["rows_in"], report.counts["rejected"]) == (1, 1)
+    assert "UTF-16 text; convert it to UTF-8" in quarantine(tmp_path / "run")[0].reason
+
+
+def test_utf8_byte_order_mark_is_accepted(tmp_path, good_lines):
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(good_lines))
+    assert ingest(tmp_path / "run", tmp_path / "bom.jsonl").counts["rows_out"] == 4
+
+
+def test_truncated_gz_keeps_its_whole_lines(tmp_path, good_lines):
+    noise = [changed(good_lines[0], task_id=f"t{i}", output=str(hash((i, "x")) ** 3)) for i in range(2000)]
+    packed = gzip.compress(b"\n".join(noise))
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    report = ingest(tmp_path / "run", path)
+    assert 100 < report.counts["rows_out"] < 2000
+    (row,) = quarantine(tmp_path / "run")
+    assert "truncated or damaged compressed file" in row.reason
+    assert row.line == report.counts["rows_out"] + 1
+    ids = {r["task_id"] for r in read_rows(tmp_path / "run")}
+    assert ids == {f"celr/t{i}" for i in range(report.counts["rows_out"])}
+
+
+def test_truncated_gz_document_is_rejected_whole(tmp_path, demo_logs):
+    packed = (demo_logs / "gpt-4o-airline.json.gz").read_bytes()
+    (tmp_path / "cut.json.gz").write_bytes(packed[:-2000])
+    report = ingest(tmp_path / "run", tmp_path / "cut.json.gz")
+    assert (report.counts["rows_in"], report.counts["rejected"]) == (1, 1)
+    assert "truncated" in quarantine(tmp_path / "run")[0].reason
+
+
+def test_a_gz_name_on_a_plain_file(tmp_path, good_lines):
+    (tmp_path / "plain.jsonl.gz").write_bytes(b"\n".join(good_lines))
+    report = ingest(tmp_path / "run", tmp_path / "plain.jsonl.gz")
+    assert (report.counts["rows_in"], report.counts["rejected"]) == (1, 1)
+
+
+def test_one_bad_run_in_a_container_does_not_fail_the_others(tmp_path):
+    def simulation(task, **extra):
+        messages = [{"role": "user", "content": "Help"}, {"role": "assistant", "content": "Gladly"}]
+        return {"task_id": task, "messages": messages, "termination_reason": "user_stop", "reward_info": None, **extra}
+
+    runs = [simulation("1"), simulation("2", agent_cost=-3), simulation("3", messages=[]), simulation("4")]
+    path = tmp_path / "tau2.json"
+    path.write_text(
+        json.dumps({"info": {"environment_info": {"domain_name": "retail"}}, "simulations": runs}, indent=1)
+    )
+    report = ingest(tmp_path / "run", path)
+    assert (report.counts["rows_in"], report.counts["rows_out"], report.counts["rejected"]) == (4, 2, 2)
+    first, second = quarantine(tmp_path / "run")
+    assert (first.index, second.index) == (1, 2)
+    assert path.read_bytes()[first.offset :].startswith(first.raw.encode()[:20])
+    assert first.line == path.read_bytes()[: first.offset].count(b"\n") + 1
+    assert {row["success"] for row in read_rows(tmp_path / "run")} == {None}
+
+
+def test_one_bad_run_in_a_list_does_not_fail_the_others(tmp_path, good_lines):
+    (tmp_path / "list.json").write_bytes(b"[" + b",\n".join([good_lines[0], b'{"x": 1}', b"7", good_lines[1]]) + b"]")
+    report = ingest(tmp_path / "run", tmp_path / "list.json")
+    assert (report.counts["rows_in"], report.counts["rows_out"], report.counts["rejected"]) == (4, 2, 2)
+    assert [row.index for row in quarantine(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("split_bytes", [1, 777, 5_000, 20_000, 10**9])
+def test_rows_and_line_numbers_do_not_depend_on_the_splits(tmp_path, demo_logs, split_bytes):
+    lines = (demo_logs / "celr_benchmark.jsonl").read_bytes().splitlines()
+    lines[7], lines[30] = lines[7][:-9], b""
+    path = tmp_path / "logs.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    ingest(tmp_path / "whole", path, n_buckets=4)
+    report = ingest(tmp_path / "split", path, split_bytes=max(split_bytes, 2000), n_buckets=4)
+    assert report.counts["rows_in"] == 45
+    assert read_rows(tmp_path / "split") == read_rows(tmp_path / "whole")
+    assert quarantine(tmp_path / "split") == quarantine(tmp_path / "whole")
+    assert quarantine(tmp_path / "split")[0].line == 8
+
+
+def test_blank_lines_and_missing_last_newline_are_no_rows(tmp_path, good_lines):
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n" + b"\r\n".join(good_lines) + b"\n  \n" + good_lines[0])
+    assert ingest(tmp_path / "run", tmp_path / "a.jsonl").counts["rows_in"] == 5
+
+
+@pytest.fixture(scope="module")
+def fuzz_sources(demo_logs) -> dict[str, bytes]:
+    """Real bytes of each format, short enough to be changed a few hundred times."""
+    plan = (demo_logs / "celr_plan_0.json").read_bytes()
+    tau = json.loads(gzip.decompress((demo_logs / "gpt-4o-airline.json.gz").read_bytes()))
+    for run in tau:
+        run["traj"] = run["traj"][:6]
+        run["traj"][0]["content"] = run["traj"][0]["content"][:200]
+    tau2 = json.loads(gzip.decompress((demo_logs / "airline_qwen2.5-7b.json.gz").read_bytes()))
+    tau2["simulations"] = [{**s, "messages": s["messages"][:5]} for s in tau2["simulations"][:2]]
+    bench = (demo_logs / "celr_benchmark.jsonl").read_bytes()[:6000]
+    return {
+        "plan.json": plan,
+        "tau.json": json.dumps(tau[:3]).encode(),
+        "tau2.json": json.dumps(tau2).encode(),
+        "bench.jsonl": bench,
+    }
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_changed_bytes_of_real_files_never_crash_and_no_row_is_lost(tmp_path_factory, fuzz_sources, data):
+    name = data.draw(st.sampled_from(sorted(fuzz_sources)))
+    raw = bytearray(fuzz_sources[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        kind = data.draw(st.sampled_from(["replace", "insert", "delete", "cut"]))
+        if kind == "replace":
+            raw[at] = data.draw(st.integers(0, 255))
+        elif kind == "insert":
+            raw[at:at] = data.draw(st.binary(min_size=1, max_size=8))
+        elif kind == "delete":
+            del raw[at : at + data.draw(st.integers(1, 40))]
+        else:
+            del raw[at:]
+        if not raw:
+            break
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = folder / (name + data.draw(st.sampled_from(["", ".gz"])))
+    path.write_bytes(gzip.compress(bytes(raw)) if path.suffix == ".gz" else bytes(raw))
+    if path.suffix == ".gz" and data.draw(st.booleans()):
+        packed = path.read_bytes()
+        path.write_bytes(packed[: data.draw(st.integers(0, len(packed)))])
+    report = ingest(folder / "run", path)
+    counts = report.counts
+    assert counts["rows_in"] == counts["rows_out"] + counts["rejected"]
+    assert len(read_rows(folder / "run")) == counts["rows_out"]
+    assert len(quarantine(folder / "run")) == counts["rejected"]
+    assert counts["rows_in"] > 0 or not bytes(raw).strip()
