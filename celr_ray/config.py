@@ -129,7 +129,7 @@ class PairConfig(_Section):
     max_kto_per_task: int = Field(16, ge=0, description="cap of the single labelled rows of a task")
     sft: list[str] = Field(
         default_factory=list,
-        description='SFT data for SPIN: JSONL files of {"prompt", "response"} or {"messages"}, joined to runs by prompt',
+        description='SFT data for SPIN, joined to runs by prompt: JSONL files of {"prompt", "response"} or {"messages"}',
     )
 
 

@@ -154,9 +154,10 @@ def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
     settings = json.loads(json.dumps(plan.settings))
     if stored is not None and stored["settings"] != settings:
         if not overwrite:
+            difference = _difference(stored["settings"], settings)
             raise RunMismatchError(
-                f"{run} holds a {plan.name} stage made with other settings: {_difference(stored['settings'], settings)}. "
-                "Use another folder, or --overwrite to replace it."
+                f"{run} holds a {plan.name} stage made with other settings: {difference}. Use another folder, "
+                "or --overwrite to replace it."
             )
         delete_from(run, plan.name)
         stored = None

@@ -199,6 +199,6 @@ def read_quarantine(run: str) -> list[QuarantineRow]:
     """Return all rejected records of a run, in the order of their units."""
     rows = []
     for file in storage.list_files(storage.join(run, "quarantine")):
-        for line in storage.read_bytes(file.uri).splitlines():
-            rows.append(QuarantineRow(**json.loads(line)))
+        lines = storage.read_bytes(file.uri).splitlines()
+        rows += [QuarantineRow(**json.loads(line)) for line in lines]
     return rows
