@@ -101,11 +101,15 @@ class JudgeConfig(_Section):
     )
     concurrency: int = Field(1, ge=1, description="vLLM engines at the same time")
     num_gpus: float = Field(0, ge=0, description="GPUs of each engine; 0 = CPU")
-    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each engine")
+    num_cpus: float = Field(
+        1, ge=0, description="CPUs that Ray reserves for each engine; a CPU engine computes on its share of all CPUs"
+    )
     engine_kwargs: Annotated[dict[str, Any], BeforeValidator(_as_dict)] = Field(
         default_factory=dict, description="arguments of vllm.LLM, as JSON; they win over the defaults"
     )
-    max_model_len: int = Field(4096, ge=256, description="context window that the judge may use, tokens")
+    max_model_len: int = Field(
+        4096, ge=512, description="context window that the judge may use, tokens; rubric and question take about 360"
+    )
     max_unit_rows: int = Field(1000, ge=1, description="prompts handed to an engine at once")
     rubric: Literal["additive"] = Field("additive", description="the rubric in the judge's system text")
 
@@ -129,7 +133,7 @@ class PairConfig(_Section):
     max_kto_per_task: int = Field(16, ge=0, description="cap of the single labelled rows of a task")
     sft: list[str] = Field(
         default_factory=list,
-        description='SFT data for SPIN, joined to runs by prompt: JSONL files of {"prompt", "response"} or {"messages"}',
+        description='SFT data for SPIN, joined to runs by prompt: JSONL of {"prompt", "response"} or {"messages"}',
     )
 
 

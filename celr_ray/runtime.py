@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from celr_ray.config import RuntimeConfig
-from celr_ray.errors import ConfigError
+from celr_ray.errors import CelrRayError, ConfigError
 
 Unit = dict[str, Any]
 """Description of one piece of work: JSON values only."""
@@ -53,13 +54,29 @@ class Work:
 
 
 class _Worker:
-    """A Ray Data actor that keeps one unit function: a batch of units in, their manifests out."""
+    """A Ray Data actor that keeps one unit function: a batch of units in, their manifests out.
+
+    An error of ours travels as a row and is raised again by the driver: raised here, Ray would wrap it into an error
+    of its own (or, in the constructor, into the death of an actor), and its message and exit code would be lost.
+    """
 
     def __init__(self, factory: Callable[[], UnitFunction]) -> None:
-        self._run_unit = factory()
+        self._error: CelrRayError | None = None
+        try:
+            self._run_unit = factory()
+        except CelrRayError as error:
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"manifest": [json.dumps(self._run_unit(json.loads(unit))) for unit in batch["unit"]]}
+        return {"manifest": [self._run(unit) for unit in batch["unit"]]}
+
+    def _run(self, unit: str) -> bytes:
+        try:
+            if self._error is not None:
+                raise self._error
+            return pickle.dumps(self._run_unit(json.loads(unit)))
+        except CelrRayError as error:
+            return pickle.dumps(error)
 
 
 def _run_batch(batch: dict[str, Any], factory: Callable[[], UnitFunction]) -> dict[str, Any]:
@@ -152,7 +169,10 @@ def _run_on_ray(units: Sequence[Unit], work: Work, config: RuntimeConfig) -> Ite
     else:
         dataset = dataset.map_batches(_run_batch, fn_kwargs={"factory": work.factory}, **options)
     for row in dataset.iter_rows():
-        yield json.loads(row["manifest"])
+        result = pickle.loads(row["manifest"])
+        if isinstance(result, CelrRayError):
+            raise result
+        yield result
 
 
 @contextmanager

@@ -161,6 +161,13 @@ def test_no_common_prompt_is_no_pair():
     assert split_pair(a, [*a, say("user", "more")], None) is None
 
 
+def test_an_empty_answer_is_nothing_to_learn_from():
+    user = say("user", "U")
+    assert split_pair([user, say("assistant", "A")], [user, say("assistant", " ")], "task") is None
+    assert split_run([user, say("assistant", None)], None) is None
+    assert split_run([user, say("assistant", None, tool_calls="[{}]")], None) is not None
+
+
 def test_a_run_is_cut_before_the_agents_answer():
     greeting = [say("assistant", "Hello, how can I help?"), say("user", "U"), say("assistant", "A"), say("user", "B")]
     split = split_run(greeting, None)

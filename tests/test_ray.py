@@ -15,6 +15,7 @@ from conftest import ROOT
 from runs import ingest, pair, quarantine, read_rows
 
 from celr_ray.config import RuntimeConfig
+from celr_ray.errors import ModelError
 from celr_ray.runtime import Work, run_units, uses_ray
 
 RAY = RuntimeConfig(executor="ray", num_cpus=2)
@@ -72,6 +73,18 @@ def test_units_run_once_each_in_other_processes(local_ray, is_stateful):
     assert not is_stateful or len(makers) == 1
 
 
+def _fail_to_load():
+    raise ModelError("cannot load the judge 'nothing'")
+
+
+@pytest.mark.parametrize("is_stateful", [False, True])
+def test_an_error_of_ours_keeps_its_kind_and_words_through_ray(local_ray, is_stateful):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    work = Work(_fail_to_load, is_stateful=is_stateful)
+    with pytest.raises(ModelError, match="cannot load the judge 'nothing'"):
+        list(run_units([{"index": 0}], work, RAY, on_ray=True))
+
+
 def test_auto_chooses_ray_only_where_it_pays(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert uses_ray(RuntimeConfig(), is_large=True)
@@ -114,8 +127,8 @@ def head(tmp_path_factory):
 def test_ray_job_submit_runs_the_pipeline(head, tmp_path, demo_logs):
     address, environment = head
     out = tmp_path / "run"
-    command = [os.path.join(BIN, "ray"), "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs")]
-    command += ["--", sys.executable, "pipeline.py", "--logs", str(demo_logs), "--out", str(out)]
+    command = [os.path.join(BIN, "ray"), "job", "submit", "--address", address, "--working-dir", str(ROOT)]
+    command += ["--", sys.executable, "jobs/pipeline.py", "--logs", str(demo_logs), "--out", str(out)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "92 runs in, 0 rejected; 19 pairs of 23 tasks" in result.stdout
@@ -125,8 +138,8 @@ def test_ray_job_submit_runs_the_pipeline(head, tmp_path, demo_logs):
 
 def test_a_failing_job_is_a_failed_job(head, tmp_path):
     address, environment = head
-    command = [os.path.join(BIN, "ray"), "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs")]
-    command += ["--", sys.executable, "pipeline.py", "--logs", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    command = [os.path.join(BIN, "ray"), "job", "submit", "--address", address, "--working-dir", str(ROOT)]
+    command += ["--", sys.executable, "jobs/pipeline.py", "--logs", str(tmp_path / "none"), "--out", str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode != 0
     assert "no such file or folder" in result.stdout + result.stderr

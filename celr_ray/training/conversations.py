@@ -59,7 +59,11 @@ def _has_user(messages: Messages) -> bool:
 
 
 def _has_agent(messages: Messages) -> bool:
-    return any(message["role"] == "assistant" for message in messages)
+    """Tell whether the agent says or calls anything: an empty answer is nothing to learn from."""
+    return any(
+        message["role"] == "assistant" and ((message["content"] or "").strip() or message["tool_calls"])
+        for message in messages
+    )
 
 
 def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> SplitPair | None:
@@ -74,7 +78,7 @@ def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> S
 
     Returns:
         None if the two texts are equal, or there is no common prompt: different system texts, no task text and
-        nothing shared, or one run is the beginning of the other.
+        nothing shared, an agent that says nothing, or one run is the beginning of the other.
     """
     shared = count_shared(chosen, rejected)
     if shared == len(chosen) == len(rejected):
@@ -82,6 +86,8 @@ def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> S
     prompt = list(chosen[:shared])
     after, other = list(chosen[shared:]), list(rejected[shared:])
     part_at_agent = bool(after) and bool(other) and after[0]["role"] == other[0]["role"] == "assistant"
+    if part_at_agent and not (_has_agent(after) and _has_agent(other)):
+        return None
     if part_at_agent and (_has_user(prompt) or task_text):
         if not _has_user(prompt):
             system = _leading_system(prompt)
