@@ -51,7 +51,18 @@ def _score(job: ScoreJob) -> str:
         check_run_folder(job.run, must_exist=True)
         report = run_rescore(job.run, job.score, job.runtime)
     _finish(job.run, job, report)
-    return f"{report.counts.get('rows_out', 0):,} trajectories scored, {report.counts.get('rejected', 0):,} rejected"
+    counts = report.counts
+    line = f"{counts.get('rows_out', 0):,} trajectories scored, {counts.get('rejected', 0):,} rejected"
+    return line + _stale_pairs(job.run, report)
+
+
+def _stale_pairs(run: str, report: Any) -> str:
+    """Say so if the run's pairs were made before what has just been done."""
+    from celr_ray.stage import read_plan
+
+    if not report.units_run or read_plan(run, "pair") is None:
+        return ""
+    return f"; the pairs there are older: celr-ray pair --run {run} --overwrite, then export and report"
 
 
 def _judge(job: JudgeJob) -> str:
@@ -66,7 +77,8 @@ def _judge(job: JudgeJob) -> str:
     report = run_judge(job.run, job.judge, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
     _finish(job.run, job, report)
     counts = report.counts
-    return f"{counts.get('rows_out', 0):,} judgments, {counts.get('status.ok', 0):,} ok"
+    line = f"{counts.get('rows_out', 0):,} judgments, {counts.get('status.ok', 0):,} ok"
+    return line + _stale_pairs(job.run, report)
 
 
 def _pair(job: PairJob) -> str:

@@ -110,8 +110,21 @@ class JudgeConfig(_Section):
     max_model_len: int = Field(
         4096, ge=512, description="context window that the judge may use, tokens; rubric and question take about 360"
     )
-    max_unit_rows: int = Field(1000, ge=1, description="prompts handed to an engine at once")
+    max_unit_rows: int = Field(1000, ge=1, description="most rows of one unit of judging")
+    checkpoint_rows: int = Field(
+        256, ge=1, description="rows judged between two saves; a killed job loses at most so many for each engine"
+    )
+    cache: str | None = Field(
+        None, description="folder of judgments already paid for, to share between runs; null = inside the run"
+    )
+    retry_errors: bool = Field(False, description="judge the rows of an earlier call again that ended in engine_error")
     rubric: Literal["additive"] = Field("additive", description="the rubric in the judge's system text")
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError(f"num_gpus must be a whole number above 1, or a part of one GPU; it is {self.num_gpus:g}")
+        return self
 
     @property
     def is_enabled(self) -> bool:

@@ -69,6 +69,7 @@ class StageReport:
     units: int = 0
     units_run: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that goes into run.json."""
@@ -76,6 +77,7 @@ class StageReport:
             "seconds": round(self.seconds, 3),
             "units": self.units,
             "units_run_now": self.units_run,
+            "fingerprint": self.fingerprint,
             **self.counts,
         }
 
@@ -216,7 +218,9 @@ def run_stage(
         for manifest in run_units(todo, committed, runtime, on_ray=on_ray):
             done[manifest["index"]] = manifest
             advance(manifest)
-    report = StageReport(plan.name, time.monotonic() - started, len(plan.units), len(todo), add_counts(done.values()))
+    counts = add_counts(done.values())
+    seconds = time.monotonic() - started
+    report = StageReport(plan.name, seconds, len(plan.units), len(todo), counts, plan.fingerprint)
     check_conserved(report)
     return report
 
@@ -280,7 +284,12 @@ def write_run_record(run: str, config: Mapping[str, Any], reports: Sequence[Stag
     """
     uri = storage.join(run, "run.json")
     record: dict[str, Any] = storage.read_json(uri) if storage.stat(uri) else {"stages": {}, "config": {}}
-    stages = {**record["stages"], **{report.name: report.to_json() for report in reports}}
+    stages = dict(record["stages"])
+    for report in reports:
+        entry, earlier = report.to_json(), stages.get(report.name, {})
+        if earlier.get("fingerprint") == report.fingerprint is not None:
+            entry["seconds"] = round(entry["seconds"] + earlier["seconds"], 3)  # work done in earlier calls counts
+        stages[report.name] = entry
     record = {
         "celr_ray": metadata.version("celr-ray"),
         "config": {**record["config"], **config},

@@ -101,6 +101,14 @@ def list_files(uri: str, *, recursive: bool = False) -> list[StoredFile]:
     return sorted(found, key=lambda file: file.uri)
 
 
+def list_folders(uri: str) -> list[str]:
+    """Return the names of the folders directly in a folder, sorted; an empty list if it does not exist."""
+    filesystem, path = resolve(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    infos = filesystem.get_file_info(selector)
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
 def expand(uri: str) -> list[StoredFile]:
     """Find the files that a user's path means: one file, a folder (with all below it), or a glob.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from celr_ray import stage, storage
@@ -18,6 +22,7 @@ from celr_ray.schema import JUDGMENT_SCHEMA, TRAJECTORY_SCHEMA, Judgment, Trajec
 from celr_ray.testing import FakeJudge, make_tiny_llama
 from celr_ray.training.judge import judge_plan, run_judge
 from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest, fit_prompt, render_transcript
+from celr_ray.training.judgment_cache import JudgmentCache
 from celr_ray.training.self_reward import JudgeReply, SelfRewardScorer, judge_id
 
 pytest.importorskip("vllm")
@@ -266,7 +271,7 @@ def write_run(folder: Path, parts: list[list[dict[str, Any]]]) -> str:
         storage.write_parquet(uri, table, [size for _, size in groups])
         manifest = {"index": index, "rows_in": len(rows), "rows_out": len(rows), "rejected": 0, "row_groups": groups}
         storage.write_json(stage.manifest_uri(run, "ingest", index), manifest)
-    plan = {"settings": {}, "fingerprint": "x", "n_units": len(parts)}
+    plan = {"settings": {"ingest": {"n_buckets": 8}}, "fingerprint": "x", "n_units": len(parts)}
     storage.write_json(stage.plan_uri(run, "ingest"), plan)
     return run
 
@@ -333,8 +338,10 @@ def test_resume_runs_only_what_is_missing_and_gives_the_same_files(run: str) -> 
     before = storage.read_bytes(uri)
     storage.delete_file(stage.manifest_uri(run, "judge", 1))
     again = run_judge(run, config, LOOP, on_ray=False, llm=second)
-    assert (again.units_run, again.counts) == (1, report.counts)
-    assert len(second.requests) == 4
+    assert again.units_run == 1
+    assert {**again.counts, **_EFFORT} == {**report.counts, **_EFFORT}
+    assert again.counts["rows_from_cache"] == 4
+    assert second.requests == []
     assert storage.read_bytes(uri) == before
     assert {row["judge_model"] for row in read_judgments(run)} == {"fake-judge"}
 
@@ -385,6 +392,82 @@ def test_plan_depends_on_results_not_on_resources(run: str) -> None:
     assert len(covered) == 19
 
 
+def test_a_judgment_already_paid_for_is_never_paid_again(run: str, tmp_path: Path) -> None:
+    shared = JudgeConfig(cache=str(tmp_path / "shared"), checkpoint_rows=3)
+    first, second, other = FakeJudge(), FakeJudge(), FakeJudge()
+    run_judge(run, shared, LOOP, on_ray=False, llm=first)
+    assert len(first.requests) == 16
+    stage.delete_from(run, "judge")
+    assert run_judge(run, shared, LOOP, on_ray=False, llm=second).counts["rows_from_cache"] == 16
+    assert second.requests == []
+    rows = [make_trajectory(i, task=f"s/d/{i % 4}") for i in range(12, 18)]
+    grown = write_run(tmp_path / "grown", [rows])
+    counts = run_judge(grown, shared, LOOP, on_ray=False, llm=other).counts
+    assert (counts["rows_from_cache"], counts["prompts_run"], len(other.requests)) == (2, 4, 4)
+    assert len(read_judgments(grown)) == 6
+
+
+def test_a_changed_text_is_judged_anew(run: str, tmp_path: Path) -> None:
+    shared = JudgeConfig(cache=str(tmp_path / "shared"))
+    run_judge(run, shared, LOOP, on_ray=False, llm=FakeJudge())
+    changed = write_run(tmp_path / "changed", [[make_trajectory(3, task="s/d/3", prompt="Another text of the task")]])
+    assert run_judge(changed, shared, LOOP, on_ray=False, llm=FakeJudge()).counts["prompts_run"] == 1
+
+
+@pytest.mark.parametrize(("n_then", "n_now"), [(4, 4), (4, 16), (16, 4), (6, 4), (1, 7)])
+def test_the_cache_is_found_with_another_number_of_buckets(tmp_path: Path, n_then: int, n_now: int) -> None:
+    uri, reply = str(tmp_path), JudgeReply("ok", judge_score=0.5)
+    for task in (f"s/d/{k}" for k in range(40)):
+        JudgmentCache(uri, "judge", assign_bucket(task, n_then), n_then).save({task: reply})
+    for task in (f"s/d/{k}" for k in range(40)):
+        assert set(JudgmentCache(uri, "judge", assign_bucket(task, n_now), n_now).load([task, "x"])) == {task}
+    assert JudgmentCache(uri, "other judge", 0, 1).load(["s/d/0"]) == {}
+
+
+def test_engine_errors_are_tried_again_on_request(run: str) -> None:
+    failing = FakeJudge(lambda request: None if request.task == "Do s/d/0" else (3, 3, 3))
+    failed = run_judge(run, JudgeConfig(), LOOP, on_ray=False, llm=failing).counts["status.engine_error"]
+    assert failed > 0
+    assert run_judge(run, JudgeConfig(), LOOP, on_ray=False, llm=FakeJudge()).units_run == 0
+    well = FakeJudge()
+    report = run_judge(run, JudgeConfig(retry_errors=True), LOOP, on_ray=False, llm=well)
+    assert "status.engine_error" not in report.counts
+    assert len(well.requests) == failed
+
+
+_JUDGING = """
+import sys
+from celr_ray.config import JudgeConfig, RuntimeConfig
+from celr_ray.training.judge import run_judge
+config = JudgeConfig(model_source=sys.argv[2], max_model_len=1024, checkpoint_rows=2)
+run_judge(sys.argv[1], config, RuntimeConfig(executor="loop"), on_ray=False)
+"""
+
+
+def test_killed_driver_loses_at_most_a_chunk_and_judges_nothing_twice(tmp_path: Path, tiny_llama: str) -> None:
+    rows = [make_trajectory(i, task=f"s/d/{i % 4}", words=60) for i in range(60)]
+    killed, whole = write_run(tmp_path / "killed", [rows]), write_run(tmp_path / "whole", [rows])
+    config = JudgeConfig(model_source=tiny_llama, max_model_len=WINDOW, checkpoint_rows=2)
+    run_judge(whole, config, LOOP, on_ray=False)
+    process = subprocess.Popen([sys.executable, "-c", _JUDGING, killed, tiny_llama], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path(killed).glob("cache/judgments/*/*/chunk-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    saved = sum(pq.read_metadata(path).num_rows for path in Path(killed).glob("cache/judgments/*/*/chunk-*.parquet"))
+    assert 0 < saved < 60
+    report = run_judge(killed, config, LOOP, on_ray=False)
+    assert report.counts["prompts_run"] == 60 - saved
+    expected = {row["trajectory_id"]: row for row in read_judgments(whole)}
+    found = read_judgments(killed)
+    assert len(found) == len(expected) == 60
+    for row in found:
+        other = expected[row["trajectory_id"]]
+        assert row["judge_score"] == pytest.approx(other["judge_score"], abs=1e-3)
+        assert {**row, **dict.fromkeys(_SCORES)} == {**other, **dict.fromkeys(_SCORES)}
+
+
 def test_no_judge_or_no_ingest_is_refused(run: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"judge\.model-source"):
         judge_plan(run, JudgeConfig())
@@ -404,12 +487,14 @@ def test_judging_on_ray_equals_the_loop(run: str, tiny_llama: str) -> None:
     if not had_ray:
         ray.shutdown()
     storage.delete_directory(storage.join(run, "manifests", "judge"))
+    storage.delete_directory(storage.join(run, "cache"))
     in_loop = run_judge(run, config, LOOP, on_ray=False)
-    assert {**in_loop.counts, "cached_tokens": 0} == {**report.counts, "cached_tokens": 0}
+    assert {**in_loop.counts, **_EFFORT} == {**report.counts, **_EFFORT}
     for row in read_judgments(run):
         other = on_ray[row["trajectory_id"]]
         assert other["judge_score"] == pytest.approx(row["judge_score"], abs=1e-3)
         assert {**other, **dict.fromkeys(_SCORES)} == {**row, **dict.fromkeys(_SCORES)}
 
 
+_EFFORT = {"cached_tokens": 0, "prompt_tokens": 0, "rows_from_cache": 0, "prompts_run": 0}
 _SCORES = ("accuracy", "completeness", "efficiency", "judge_score", "verdict")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from typing import Any
 
 from celr_ray.errors import ModelError
 from celr_ray.small_models import resolve_model
-from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest
+from celr_ray.training.judge_prompt import OWN_TAGS, FittedPrompt, JudgeRequest
 from celr_ray.training.self_reward import SAMPLING, Completion, Failure, JudgeReply, TokenChoice, judge_requests
 
 __all__ = ["HfPromptCodec", "VllmJudgeEngine", "engine_arguments", "engine_environment"]
@@ -70,6 +71,10 @@ def engine_arguments(
     return {**arguments, **engine_kwargs}
 
 
+_MARKUP = re.compile(r"[<\[].+[>\]]")
+"""Added tokens that steer chat models but are not marked as special, such as `</think>`."""
+
+
 class HfPromptCodec:
     """The judge's tokenizer and chat template, as prompt fitting needs them.
 
@@ -84,8 +89,8 @@ class HfPromptCodec:
         self._chat_template = chat_template or getattr(tokenizer, "chat_template", None)
         self._accepts_system = True
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        self._special_tokens = sorted(special)
+        special = {token.content for token in added if token.special or _MARKUP.fullmatch(token.content)}
+        self._special_tokens = sorted((special | set(tokenizer.all_special_tokens)) - OWN_TAGS)
         try:
             self.encode_chat([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
         except TemplateError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
 from celr_ray.schema import JUDGMENT_SCHEMA
 from celr_ray.stage import StagePlan, StageReport
 from celr_ray.training.engine import VllmJudgeEngine, engine_environment
-from celr_ray.training.judge_prompt import request_from_trajectory
+from celr_ray.training.judge_prompt import JudgeRequest, request_from_trajectory
+from celr_ray.training.judgment_cache import JudgmentCache, make_judge_key, make_request_key
 from celr_ray.training.self_reward import JudgeLLM, JudgeReply, judge_id, judgment_from_reply
 
 __all__ = ["JudgeFactory", "JudgeLLM", "judge_plan", "run_judge"]
@@ -52,8 +53,9 @@ def judge_plan(run: str, config: JudgeConfig) -> StagePlan:
         "max_unit_rows": config.max_unit_rows,  # decides which rows a unit holds
     }
     step = config.max_unit_rows
+    n_buckets = ingest["settings"]["ingest"]["n_buckets"]
     units = [
-        {**bucket, "start": start, "stop": min(start + step, bucket["n_rows"])}
+        {**bucket, "n_buckets": n_buckets, "start": start, "stop": min(start + step, bucket["n_rows"])}
         for bucket in plan_bucket_units(run)
         for start in range(0, bucket["n_rows"], step)
     ]
@@ -91,6 +93,10 @@ def run_judge(
             raise ConfigError("a judge object works in this process only: set runtime.executor to loop")
         if not config.is_enabled:
             config = config.model_copy(update={"model_source": llm.name})
+    if not on_ray:
+        config = config.model_copy(update={"concurrency": 1})  # a loop has one engine: it may use all CPUs
+    if config.retry_errors:
+        _forget_errors(run)
     threads = os.environ.get("OMP_NUM_THREADS", "")
     work = Work(
         factory=JudgeFactory(config, num_threads=int(threads) if threads.isdecimal() else None, llm=llm),
@@ -101,6 +107,13 @@ def run_judge(
         env=engine_environment(config.num_gpus),
     )
     return stage.run_stage(run, judge_plan(run, config), work, runtime, on_ray=on_ray, overwrite=overwrite)
+
+
+def _forget_errors(run: str) -> None:
+    """Mark the units that hold engine errors as not done; their other rows come out of the cache again."""
+    for index, manifest in stage.read_manifests(run, "judge").items():
+        if manifest["status"].get("engine_error"):
+            storage.delete_file(stage.manifest_uri(run, "judge", index))
 
 
 @dataclass(frozen=True)
@@ -139,22 +152,30 @@ class JudgeFactory:
 
 
 class _JudgeUnit:
-    """Judges units with one engine."""
+    """Judges units with one engine, a chunk at a time; what the cache holds is not judged again."""
 
     def __init__(self, engine: JudgeLLM, config: JudgeConfig) -> None:
         self._engine = engine
+        self._config = config
         self._judge_id = judge_id(config)
-        self._judge_model = config.model_source
+        self._judge_key = make_judge_key(config)
 
     def __call__(self, unit: Unit) -> Manifest:
         table, n_duplicates = read_bucket(unit["run"], unit["row_groups"], ())
         ids = table["trajectory_id"].slice(unit["start"], unit["stop"] - unit["start"]).to_pylist()
         found = read_rows(unit["run"], unit["row_groups"], ids, _COLUMNS)
         rows = [found[trajectory_id] for trajectory_id in ids]
-        replies = self._engine.generate([request_from_trajectory(row) for row in rows])
+        requests = [request_from_trajectory(row) for row in rows]
+        keys = [make_request_key(request) for request in requests]
+        cache_uri = self._config.cache or storage.join(unit["run"], "cache", "judgments")
+        cache = JudgmentCache(cache_uri, self._judge_key, unit["bucket"], unit["n_buckets"])
+        cached = cache.load(set(keys))
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in cached}
+        fresh = self._judge(missing, cache)
+        replies = {**cached, **fresh}
         judgments = [
-            judgment_from_reply(row, reply, judge_id=self._judge_id, judge_model=self._judge_model)
-            for row, reply in zip(rows, replies, strict=True)
+            judgment_from_reply(row, replies[key], judge_id=self._judge_id, judge_model=self._config.model_source)
+            for row, key in zip(rows, keys, strict=True)
         ]
         uri = storage.join(unit["run"], "judgments", stage.part_name(unit["index"]))
         columns = [judgment.model_dump() for judgment in judgments]
@@ -162,23 +183,34 @@ class _JudgeUnit:
         counted_duplicates = n_duplicates if unit["start"] == 0 else 0  # once a bucket
         return {
             "bucket": unit["bucket"],
-            "rows_in": len(rows) + counted_duplicates,
+            "rows_in": len(ids) + counted_duplicates,
             "rows_out": len(judgments),
             "duplicates": counted_duplicates,
             "self_judged_rows": sum(judgment.self_judged for judgment in judgments),
-            **_count_replies(replies),
+            "status": dict(sorted(Counter(judgment.status for judgment in judgments).items())),
+            "cut_rows": sum(judgment.cut_tokens > 0 for judgment in judgments),
+            "rows_from_cache": sum(key in cached for key in keys),
+            "prompts_run": len(fresh),
+            **_count_tokens(list(fresh.values())),
         }
 
+    def _judge(self, requests: Mapping[str, JudgeRequest], cache: JudgmentCache) -> dict[str, JudgeReply]:
+        """Judge requests, each once, and save the replies chunk by chunk."""
+        replies: dict[str, JudgeReply] = {}
+        keys = list(requests)
+        for start in range(0, len(keys), self._config.checkpoint_rows):
+            chunk = keys[start : start + self._config.checkpoint_rows]
+            answers = self._engine.generate([requests[key] for key in chunk])
+            made = dict(zip(chunk, answers, strict=True))
+            cache.save(made)
+            replies |= made
+        return replies
 
-def _count_replies(replies: Sequence[JudgeReply]) -> dict[str, Any]:
-    """Add up statuses, cuts and tokens; `cached_tokens` of `prompt_tokens` came out of the prefix cache.
 
-    Prompts that were never run (too_long, engine_error) count in neither.
-    """
+def _count_tokens(replies: Sequence[JudgeReply]) -> dict[str, Any]:
+    """Add up the tokens of prompts that ran now; `cached_tokens` of them came out of the engine's prefix cache."""
     ran = [reply for reply in replies if reply.status in ("ok", "garbled")]
     return {
-        "status": dict(sorted(Counter(reply.status for reply in replies).items())),
-        "cut_rows": sum(reply.cut_tokens > 0 for reply in replies),
         "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in ran),
         "cached_tokens": sum(reply.cached_tokens for reply in ran),
     }

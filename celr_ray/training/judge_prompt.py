@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 __all__ = [
     "MIN_RUN_TOKENS",
+    "OWN_TAGS",
     "QUESTION",
     "RUBRICS",
     "FittedPrompt",
@@ -60,6 +61,9 @@ _INSTRUCTIONS_SHARE = 4
 
 _OUTER_TAGS = "instructions|task|run"
 _INNER_TAGS = "system|user|assistant|tool_call|tool_result"
+OWN_TAGS = frozenset(f"<{end}{tag}>" for tag in f"{_OUTER_TAGS}|{_INNER_TAGS}".split("|") for end in ("", "/"))
+"""The prompt's own tags; in judged text they are escaped, so a tokenizer may well know them as tokens."""
+
 _OUTER = re.compile(rf"<(?=\s*/?\s*(?:{_OUTER_TAGS})\b)", re.IGNORECASE)
 _ANY_TAG = re.compile(rf"<(?=\s*/?\s*(?:{_OUTER_TAGS}|{_INNER_TAGS})\b)", re.IGNORECASE)
 _MARKER = "\n[… {} tokens left out …]\n"
