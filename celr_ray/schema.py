@@ -43,7 +43,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Status = Literal["SUCCESS", "FAILED", "STUCK", "UNKNOWN"]
 PairType = Literal["dpo", "spin", "self_reward"]
 Level = Literal["step", "trajectory"]
-JudgmentStatus = Literal["ok", "garbled", "too_long", "engine_error"]
+JudgmentStatus = Literal["ok", "garbled", "too_long", "empty", "engine_error"]
 
 
 class _Row(BaseModel):

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +22,7 @@ from celr_ray.config import JudgeConfig, RuntimeConfig
 from celr_ray.errors import ConfigError, InputError, ModelError, RunMismatchError
 from celr_ray.schema import JUDGMENT_SCHEMA, TRAJECTORY_SCHEMA, Judgment, Trajectory
 from celr_ray.testing import FakeJudge, make_tiny_llama
-from celr_ray.training.judge import judge_plan, run_judge
+from celr_ray.training.judge import _JudgeUnit, judge_plan, run_judge
 from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest, fit_prompt, render_transcript
 from celr_ray.training.judgment_cache import JudgmentCache
 from celr_ray.training.self_reward import JudgeReply, SelfRewardScorer, judge_id
@@ -445,27 +447,90 @@ run_judge(sys.argv[1], config, RuntimeConfig(executor="loop"), on_ray=False)
 
 
 def test_killed_driver_loses_at_most_a_chunk_and_judges_nothing_twice(tmp_path: Path, tiny_llama: str) -> None:
-    rows = [make_trajectory(i, task=f"s/d/{i % 4}", words=60) for i in range(60)]
-    killed, whole = write_run(tmp_path / "killed", [rows]), write_run(tmp_path / "whole", [rows])
+    killed, whole = write_many(tmp_path / "killed"), write_many(tmp_path / "whole")
     config = JudgeConfig(model_source=tiny_llama, max_model_len=WINDOW, checkpoint_rows=2)
     run_judge(whole, config, LOOP, on_ray=False)
     process = subprocess.Popen([sys.executable, "-c", _JUDGING, killed, tiny_llama], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(Path(killed).glob("cache/judgments/*/*/chunk-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_chunk(killed, process)
     process.kill()
     process.wait()
     saved = sum(pq.read_metadata(path).num_rows for path in Path(killed).glob("cache/judgments/*/*/chunk-*.parquet"))
     assert 0 < saved < 60
     report = run_judge(killed, config, LOOP, on_ray=False)
     assert report.counts["prompts_run"] == 60 - saved
-    expected = {row["trajectory_id"]: row for row in read_judgments(whole)}
-    found = read_judgments(killed)
-    assert len(found) == len(expected) == 60
+    expect_same_judgments(killed, whole)
+
+
+def write_many(folder: Path, n: int = 60) -> str:
+    return write_run(folder, [[make_trajectory(i, task=f"s/d/{i % 4}", words=60) for i in range(n)]])
+
+
+def expect_same_judgments(run: str, expected: str) -> None:
+    """Compare judgments row by row; scores up to what the batch's composition changes."""
+    wanted = {row["trajectory_id"]: row for row in read_judgments(expected)}
+    found = read_judgments(run)
+    assert len(found) == len({row["trajectory_id"] for row in found}) == len(wanted)
     for row in found:
-        other = expected[row["trajectory_id"]]
+        other = wanted[row["trajectory_id"]]
         assert row["judge_score"] == pytest.approx(other["judge_score"], abs=1e-3)
         assert {**row, **dict.fromkeys(_SCORES)} == {**other, **dict.fromkeys(_SCORES)}
+
+
+def wait_for_chunk(run: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while not list(Path(run).glob("cache/judgments/*/*/chunk-*")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the judge ended before it was disturbed"
+        time.sleep(0.01)
+
+
+def test_a_dead_engine_is_replaced_once(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FakeJudge] = []
+
+    class Mortal(FakeJudge):
+        def generate(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
+            if len(made) == 1 and self.requests:
+                raise ModelError("the judge's engine died")
+            return super().generate(requests)
+
+    def make() -> FakeJudge:
+        made.append(Mortal())
+        return made[-1]
+
+    work = _JudgeUnit(make, JudgeConfig(checkpoint_rows=2))
+    unit = {**judge_plan(run, JudgeConfig(model_source="m")).units[0], "run": run, "index": 0}
+    manifest = work(unit)
+    assert len(made) == 2
+    assert manifest["rows_out"] == manifest["prompts_run"] > 4
+    asked = [request for judge in made for request in judge.requests]
+    assert len(asked) == len(set(asked)) == manifest["prompts_run"]
+
+
+def test_a_run_without_a_message_of_the_agent_is_not_judged(tmp_path: Path) -> None:
+    silent = {**make_trajectory(1, task="s/d/1"), "messages": []}
+    run, judge = write_run(tmp_path, [[silent, make_trajectory(2, task="s/d/1")]]), FakeJudge()
+    counts = run_judge(run, JudgeConfig(), LOOP, on_ray=False, llm=judge).counts
+    assert (counts["status.empty"], counts["status.ok"], len(judge.requests)) == (1, 1, 1)
+    assert [row["judge_score"] for row in read_judgments(run) if row["status"] == "empty"] == [None]
+
+
+@pytest.mark.slow
+def test_killed_judge_actor_on_ray(tmp_path: Path, tiny_llama: str) -> None:
+    killed, whole = write_many(tmp_path / "killed", 400), write_many(tmp_path / "whole", 400)
+    config = JudgeConfig(model_source=tiny_llama, max_model_len=WINDOW, checkpoint_rows=2)
+    run_judge(whole, config, LOOP, on_ray=False)
+    on_ray = _JUDGING.replace('executor="loop"', 'executor="ray", num_cpus=2').replace("on_ray=False", "on_ray=True")
+    process = subprocess.Popen([sys.executable, "-c", on_ray, killed, tiny_llama], stderr=subprocess.DEVNULL)
+    wait_for_chunk(killed, process)
+    actors = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "MapWorker" in " ".join(child.cmdline())
+    ]
+    assert actors, "no judge actor was found"
+    for actor in actors:
+        actor.kill()
+    assert process.wait(timeout=300) == 0
+    expect_same_judgments(killed, whole)
 
 
 def test_no_judge_or_no_ingest_is_refused(run: str, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def collect_run(run: str) -> RunData:
     quarantine = collect_quarantine(run, state["ingest"].counts.get("rejected", 0))
     record = _read_record(run)
     return RunData(
-        name=run.rstrip("/").rsplit("/", 1)[-1] or run,
+        name=storage.resolve(run)[1].rstrip("/").rsplit("/", 1)[-1] or run,
         verdict=make_verdict(stages, table.num_rows, n_tasks, n_duplicates, quarantine.n_rejected, pairs),
         stages=stages,
         flow=make_flow(state, table.num_rows, n_duplicates, judge, pairs, exports),

@@ -16,7 +16,7 @@ THRESHOLD = 0.5
 
 _N_BINS = 20
 _COLUMNS = ("trajectory_id", "judge_model", "status", "judge_score", "prompt_tokens", "cut_tokens", "self_judged")
-_STATUS_ORDER = ("ok", "garbled", "too_long", "engine_error")
+_STATUS_ORDER = ("ok", "garbled", "too_long", "empty", "engine_error")
 
 
 def collect_judge(run: str, runs: pa.Table) -> JudgeData:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celr_ray import storage
-from celr_ray.report.data import Capped, ExportData, ExportFile, QuarantineData, RejectedRow
+from celr_ray.report.data import Capped, DataSet, ExportData, ExportFile, QuarantineData, RejectedRow, RejectionKind
 from celr_ray.report.reading import count_lines, count_parquet_rows, iter_json_lines, list_done_parts
 from celr_ray.stage import read_plan
 
@@ -26,28 +26,28 @@ _SECRET = re.compile(r"(^|_|\.|-)(token|secret|password|api_?key|access_?key)$",
 def collect_quarantine(run: str, n_rejected: int) -> QuarantineData:
     """Count the rejected records by reason, reading at most MAX_QUARANTINE_BYTES of them.
 
-    Byte positions inside a reason are dropped, so that equal defects count together.
+    Reasons are of one kind if they are equal up to the first colon: what follows differs from record to record.
     """
-    reasons: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     first: list[RejectedRow] = []
     left = MAX_QUARANTINE_BYTES
     for _, uri in list_done_parts(run, "ingest", "quarantine", "jsonl"):
         for row, n_bytes in iter_json_lines(uri, left):
-            reasons[re.sub(r"\bbyte \d+", "byte N", row["reason"])] += 1
+            kind = row["reason"].split(":", 1)[0]
+            kinds[kind] += 1
+            examples.setdefault(kind, row["reason"])
             left -= n_bytes
             if len(first) < MAX_REJECTED:
                 beginning = row["raw"][:_BEGINNING_CHARACTERS]
                 first.append(RejectedRow(row["file"], row["line"], row["offset"], row["reason"], beginning))
         if left <= 0:
             break
-    n_counted = reasons.total()
-    return QuarantineData(max(n_rejected, n_counted), n_counted, cap_counts(reasons), Capped(first, n_rejected))
-
-
-def cap_counts(counts: Counter[str], limit: int = MAX_REASONS) -> Capped:
-    """Order counts by size, then name, and keep the first `limit`."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Capped(ordered[:limit], len(ordered))
+    n_counted = kinds.total()
+    n_rejected = max(n_rejected, n_counted)
+    ordered = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+    reasons = [RejectionKind(kind, kinds[kind], examples[kind]) for kind in ordered[:MAX_REASONS]]
+    return QuarantineData(n_rejected, n_counted, Capped(reasons, len(ordered)), Capped(first, n_rejected))
 
 
 def collect_exports(run: str, counts: Mapping[str, int]) -> ExportData:
@@ -60,7 +60,10 @@ def collect_exports(run: str, counts: Mapping[str, int]) -> ExportData:
         path = storage.resolve(file.uri)[1].removeprefix(base).lstrip("/")
         files.append(ExportFile(path, file.size_bytes, _count_file_rows(file)))
     losses = _with_prefix(counts, "losses.")
-    return ExportData(_with_prefix(counts, "rows."), Capped(files, len(stored)), losses)
+    n_test = dict(_with_prefix(counts, "test_rows."))
+    rows = _with_prefix(counts, "rows.")
+    data_sets = [DataSet(name, n, n_test.get(name, 0) if n_test else None) for name, n in rows]
+    return ExportData(data_sets, Capped(files, len(stored)), losses)
 
 
 def _with_prefix(counts: Mapping[str, int], prefix: str) -> list[tuple[str, int]]:

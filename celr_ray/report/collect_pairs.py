@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from celr_ray.report.collect_outputs import cap_counts
-from celr_ray.report.data import Capped, PairsData, PairView, TaskBar
+from celr_ray.report.data import PairsData, PairView, ReasonRow, TaskBar
 from celr_ray.report.excerpts import make_pair_view
 from celr_ray.report.reading import count_rows, find_rows, read_light, read_row
 from celr_ray.schema import PAIR_SCHEMA, TASK_SCHEMA
@@ -23,6 +23,20 @@ _PAIR_COLUMNS = ("pair_id", "task_id", "pair_type", "level")
 _TASK_COLUMNS = ("task_id", "dpo_reason", "self_reward_reason", "spin_reason")
 _TYPES = ("dpo", "self_reward", "spin")
 _LEVELS = ("step", "trajectory")
+REASON_TEXTS = {
+    "single_run": "only one run of the task",
+    "outcome_unknown": "fewer than two runs have a known outcome",
+    "all_failed": "all runs failed, so none is worth learning from",
+    "all_succeeded_alike": "all runs succeeded and score alike",
+    "no_judgment": "fewer than two runs have a verdict of the judge",
+    "judge_tied": "the judge scores the runs alike",
+    "judge_contradicts_outcome": "the judge prefers a failed run to one that succeeded",
+    "no_usable_text": "runs were chosen, but their texts make no pair",
+    "no_sft_data": "no SFT data was given",
+    "no_sft_for_prompt": "the SFT data has no response to this prompt",
+}
+"""What the reasons in the task table mean; a reason that is not listed is shown as it stands."""
+
 _RUN_FACTS = ("success", "cost_usd", "n_steps")
 
 
@@ -48,7 +62,7 @@ def collect_pairs(run: str, runs: pa.Table) -> PairsData:
         n_rest_tasks=len(rest),
         n_rest_pairs=int(sum(sum(bar.counts.values()) for bar in rest)),
         rest=_mean_bar(rest),
-        reasons=[(kind, _count_reasons(tasks[f"{kind}_reason"])) for kind in _TYPES],
+        reasons=_count_reasons(tasks),
         samples=[_read_view(run, row, runs) for row in pick_samples(pairs)],
     )
 
@@ -67,8 +81,14 @@ def count_by_task(pairs: pa.Table) -> list[TaskBar]:
     for group in _group(pairs, ["task_id", "pair_type"]):
         counts.setdefault(group["task_id"], {})[group["pair_type"]] = group["pair_id_count"]
     return [
-        TaskBar(task, counts[task]) for task in sorted(counts, key=lambda task: (-sum(counts[task].values()), task))
+        TaskBar(task, counts[task])
+        for task in sorted(counts, key=lambda task: (-sum(counts[task].values()), _natural_order(task), task))
     ]
+
+
+def _natural_order(task_id: str) -> list[tuple[str, int]]:
+    """Order by text, but numbers inside by their value: task 9 before task 10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"([^0-9]*)([0-9]{0,18})", task_id)]
 
 
 def _group(pairs: pa.Table, keys: list[str]) -> list[dict[str, Any]]:
@@ -82,12 +102,17 @@ def _mean_bar(rest: list[TaskBar]) -> TaskBar | None:
     totals: Counter[str] = Counter()
     for bar in rest:
         totals.update(bar.counts)
-    return TaskBar(f"other {len(rest):,} tasks (mean)", {kind: n / len(rest) for kind, n in totals.items()})
+    return TaskBar(f"mean of {len(rest):,} other tasks", {kind: n / len(rest) for kind, n in totals.items()})
 
 
-def _count_reasons(column: pa.ChunkedArray) -> Capped:
-    counts = Counter({row["values"]: row["counts"] for row in column.drop_null().value_counts().to_pylist()})
-    return cap_counts(counts)
+def _count_reasons(tasks: pa.Table) -> list[ReasonRow]:
+    """Count the tasks without a pair by reason and pair type, the most frequent reason first."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind in _TYPES:
+        for row in tasks[f"{kind}_reason"].drop_null().value_counts().to_pylist():
+            counts.setdefault(row["values"], dict.fromkeys(_TYPES, 0))[kind] = row["counts"]
+    ordered = sorted(counts, key=lambda reason: (-max(counts[reason].values()), reason))
+    return [ReasonRow(REASON_TEXTS.get(reason, reason), counts[reason]) for reason in ordered]
 
 
 def pick_samples(pairs: pa.Table, n: int = N_SAMPLES) -> list[dict[str, Any]]:

@@ -225,6 +225,14 @@ class TaskBar:
 
 
 @dataclass(frozen=True)
+class ReasonRow:
+    """Why tasks have no pair: a reason, and how many tasks it keeps from each pair type."""
+
+    reason: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class PairsData:
     """The preference pairs, and why tasks have none."""
 
@@ -238,7 +246,7 @@ class PairsData:
     n_rest_tasks: int
     n_rest_pairs: int
     rest: TaskBar | None
-    reasons: Sequence[tuple[str, Capped]]
+    reasons: Sequence[ReasonRow]
     samples: Sequence[PairView]
 
 
@@ -251,6 +259,15 @@ class RejectedRow:
     offset: int
     reason: str
     beginning: str
+
+
+@dataclass(frozen=True)
+class RejectionKind:
+    """Records rejected for one kind of reason, and the first full reason of that kind."""
+
+    kind: str
+    n: int
+    example: str
 
 
 @dataclass(frozen=True)
@@ -273,10 +290,19 @@ class ExportFile:
 
 
 @dataclass(frozen=True)
-class ExportData:
-    """What was exported and what could not be."""
+class DataSet:
+    """Rows written for one trainer; `n_test` of `n_rows` are in its test split (None = not counted)."""
 
-    formats: Sequence[tuple[str, int]]
+    name: str
+    n_rows: int
+    n_test: int | None
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """What was exported, and what the formats could not hold."""
+
+    data_sets: Sequence[DataSet]
     files: Capped
     losses: Sequence[tuple[str, int]]
 

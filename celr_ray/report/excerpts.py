@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from celr_ray.redact import redact_row
 from celr_ray.report.data import Conversation, MessageView, PairView, Segment, SideView, ToolCall
 
 MAX_CHARACTERS = 3000
@@ -34,6 +35,7 @@ def make_pair_view(pair: Mapping[str, Any], chosen: Message, rejected: Message) 
         chosen: facts of the chosen run (`success`, `cost_usd`, `n_steps`); empty if it is not in the run.
         rejected: the same of the rejected run.
     """
+    pair, _ = redact_row(pair)
     a, b = pair["chosen"], pair["rejected"]
     n_shared = count_shared(a, b)
     texts = (_text_at(a, n_shared), _text_at(b, n_shared))
@@ -143,7 +145,20 @@ def mark_differences(a: str, b: str) -> tuple[list[Segment], list[Segment]] | No
     for tag, a_low, a_high, b_low, b_high in matcher.get_opcodes():
         side_a.append(Segment("".join(words_a[a_low:a_high]), tag != "equal"))
         side_b.append(Segment("".join(words_b[b_low:b_high]), tag != "equal"))
-    return side_a, side_b
+    return _join_marks(side_a), _join_marks(side_b)
+
+
+def _join_marks(segments: Sequence[Segment]) -> list[Segment]:
+    """Make one mark of marks that only white space keeps apart."""
+    joined: list[Segment] = []
+    for i, segment in enumerate(segments):
+        is_gap = not segment.text.strip() and any(after.text for after in segments[i + 1 : i + 2])
+        is_changed = segment.is_changed or (is_gap and bool(joined) and joined[-1].is_changed)
+        if joined and joined[-1].is_changed == is_changed:
+            joined[-1] = Segment(joined[-1].text + segment.text, is_changed)
+        elif segment.text:
+            joined.append(Segment(segment.text, is_changed))
+    return joined
 
 
 def _split_words(text: str) -> list[str]:

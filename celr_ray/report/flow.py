@@ -60,7 +60,7 @@ def make_flow(
         steps.append(FlowStep("judged", None, "no judge was run"))
     else:
         n_ok = dict(judge.statuses).get("ok", 0)
-        detail = f"of {plural(judge.n_rows, 'run')} given to the judge"
+        detail = f"of {plural(judge.n_rows, 'run')}"
         steps.append(FlowStep("judged", n_ok, detail, judge.n_rows - n_ok, "without a verdict"))
     if pairs is None:
         steps.append(FlowStep("pairs", None, "no pairs built yet"))
@@ -71,9 +71,11 @@ def make_flow(
     if exports is None:
         steps.append(FlowStep("exported rows", None, "nothing exported yet"))
     else:
-        n_rows, n_lost = sum(n for _, n in exports.formats), sum(n for _, n in exports.losses)
-        detail = f"in {plural(len(exports.formats), 'format')}"
-        steps.append(FlowStep("exported rows", n_rows, detail, n_lost, "losses"))
+        n_rows = sum(data_set.n_rows for data_set in exports.data_sets)
+        detail = f"in {plural(len(exports.data_sets), 'data set')}"
+        steps.append(
+            FlowStep("exported rows", n_rows, detail, state["export"].counts.get("rejected", 0), "in no format")
+        )
     return steps
 
 
@@ -102,4 +104,9 @@ def make_checks(
             extra = f" + {rejected:,} rejected" if rejected else ""
             text = f"{name}: {rows_in:,} trajectories in = {rows_out:,} runs + {doubles:,} duplicates{extra}"
             checks.append(FlowCheck(text, rows_in == rows_out + doubles + rejected))
+    export = state["export"].counts
+    if "rows_in" in export:
+        rows_in, rows_out, rejected = (export.get(key, 0) for key in ("rows_in", "rows_out", "rejected"))
+        text = f"export: {rows_in:,} pairs and unpaired rows in = {rows_out:,} written + {rejected:,} in no format"
+        checks.append(FlowCheck(text, rows_in == rows_out + rejected))
     return checks

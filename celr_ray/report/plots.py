@@ -43,6 +43,11 @@ def _count_axis(title: str) -> dict[str, Any]:
     return {"title": {"text": title}, "rangemode": "tozero", "fixedrange": True, "automargin": True, "nticks": 6}
 
 
+def _whole_ticks(top: float) -> dict[str, Any]:
+    """Keep half pairs off an axis of few."""
+    return {"dtick": 1} if top <= 6 else {}
+
+
 def _bins(edges: Sequence[float]) -> tuple[list[float], list[float], list[str]]:
     """Return centres, widths and labels of bins."""
     limits = list(itertools.pairwise(edges))
@@ -92,13 +97,14 @@ def plot_judge_scores(judge: JudgeData) -> dict[str, Any]:
 
 
 def plot_pairs_per_task(pairs: PairsData) -> dict[str, Any]:
-    """Draw the pairs of the tasks that have most, and the mean of all others."""
+    """Draw the pairs of the tasks that have most, and the mean of all others; the height follows the labels."""
     bars = [*pairs.top_tasks, *([pairs.rest] if pairs.rest else [])]
     prefix, labels = shorten_labels([bar.task_id for bar in pairs.top_tasks])
     if pairs.rest:
-        labels.append(pairs.rest.task_id)
+        labels.append("rest")
     kinds = [kind for kind, _ in pairs.by_type if any(kind in bar.counts for bar in bars)]
     traces = [_task_trace(kind, bars) for kind in kinds]
+    longest = max(map(len, labels), default=0)
     title = f"task ({html.escape(prefix)}…)" if prefix else "task"
     ticks = {
         "tickmode": "array",
@@ -114,12 +120,14 @@ def plot_pairs_per_task(pairs: PairsData) -> dict[str, Any]:
         xaxis={
             "title": {"text": title, "standoff": 12},
             **ticks,
-            "tickangle": 0 if max(map(len, labels), default=0) <= 3 else -60,
+            "tickangle": 0 if longest <= 4 else -60,
+            "tickfont": {"size": 12},
             "fixedrange": True,
             "automargin": True,
             "range": [-0.6, max(len(bars), 12) - 0.4],
         },
-        yaxis=_count_axis("pairs"),
+        height=260 if longest <= 4 else 270 + 6 * longest,
+        yaxis={**_count_axis("pairs"), **_whole_ticks(max(sum(bar.counts.values()) for bar in bars))},
     )
     return _to_json(go.Figure(traces, layout))
 
@@ -129,7 +137,7 @@ def _task_trace(kind: str, bars: Sequence[TaskBar]) -> go.Bar:
         name=kind,
         x=list(range(len(bars))),
         y=[round(bar.counts.get(kind, 0), 3) for bar in bars],
-        customdata=[html.escape(bar.task_id) for bar in bars],
+        customdata=[html.escape(bar.task_id[:200]) for bar in bars],
         marker={"color": TYPE_COLOURS[kind]},
         hovertemplate="%{customdata}: %{y} pairs<extra>" + kind + "</extra>",
     )

@@ -101,9 +101,9 @@ def format_percent(value: float | None) -> str:
 
 
 def format_interval(estimate: Estimate, scale: float = 1) -> str:
-    """Return the 95 % interval as `36.3–49.9` (scale 100) or `0.36–0.50`."""
+    """Return the 95 % interval as `36.3 to 49.9` (scale 100) or `0.36 to 0.50`."""
     digits = 1 if scale == 100 else 2
-    return f"{scale * estimate.ci_low:.{digits}f} to {scale * estimate.ci_high:.{digits}f}"
+    return f"{scale * estimate.ci_low:.{digits}f} to {scale * estimate.ci_high:.{digits}f}".replace("-", "−")
 
 
 def format_usd(value: float | None) -> str:

@@ -58,7 +58,7 @@ def _has_user(messages: Messages) -> bool:
     return any(message["role"] == "user" for message in messages)
 
 
-def _has_agent(messages: Messages) -> bool:
+def has_agent_message(messages: Messages) -> bool:
     """Tell whether the agent says or calls anything: an empty answer is nothing to learn from."""
     return any(
         message["role"] == "assistant" and ((message["content"] or "").strip() or message["tool_calls"])
@@ -86,7 +86,7 @@ def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> S
     prompt = list(chosen[:shared])
     after, other = list(chosen[shared:]), list(rejected[shared:])
     part_at_agent = bool(after) and bool(other) and after[0]["role"] == other[0]["role"] == "assistant"
-    if part_at_agent and not (_has_agent(after) and _has_agent(other)):
+    if part_at_agent and not (has_agent_message(after) and has_agent_message(other)):
         return None
     if part_at_agent and (_has_user(prompt) or task_text):
         if not _has_user(prompt):
@@ -106,7 +106,7 @@ def _split_whole(chosen: Messages, rejected: Messages, task_text: str | None, sh
         other = _without_task(rejected[len(system) :], task_text)
     else:
         prompt, after, other = list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
-    if len(prompt) == len(system) or not _has_agent(after) or not _has_agent(other):
+    if len(prompt) == len(system) or not has_agent_message(after) or not has_agent_message(other):
         return None
     return SplitPair("trajectory", prompt, after, other)
 
@@ -134,4 +134,4 @@ def split_run(messages: Messages, task_text: str | None) -> SplitRun | None:
     else:
         start = next((i for i in range(user, len(messages)) if messages[i]["role"] == "assistant"), len(messages))
         prompt, completion = list(messages[:start]), list(messages[start:])
-    return SplitRun(prompt, completion) if _has_agent(completion) else None
+    return SplitRun(prompt, completion) if has_agent_message(completion) else None

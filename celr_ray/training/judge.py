@@ -7,9 +7,10 @@ status, the unit of loss is one unit, and no engine starts when nothing is left 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,21 @@ import pyarrow as pa
 from celr_ray import stage, storage
 from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
 from celr_ray.config import JudgeConfig, RuntimeConfig
-from celr_ray.errors import ConfigError, InputError
+from celr_ray.errors import ConfigError, InputError, ModelError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
 from celr_ray.schema import JUDGMENT_SCHEMA
 from celr_ray.stage import StagePlan, StageReport
+from celr_ray.training.conversations import has_agent_message
 from celr_ray.training.engine import VllmJudgeEngine, engine_environment
 from celr_ray.training.judge_prompt import JudgeRequest, request_from_trajectory
 from celr_ray.training.judgment_cache import JudgmentCache, make_judge_key, make_request_key
 from celr_ray.training.self_reward import JudgeLLM, JudgeReply, judge_id, judgment_from_reply
 
 __all__ = ["JudgeFactory", "JudgeLLM", "judge_plan", "run_judge"]
+
+_SILENT = JudgeReply("empty", detail="the log holds no message of the agent")
+
+_logger = logging.getLogger(__name__)
 
 _COLUMNS = ("task_id", "model", "prompt", "messages")
 
@@ -136,11 +142,15 @@ class JudgeFactory:
         Raises:
             ModelError: the judge cannot be loaded.
         """
-        config = self.config
         if self.llm is not None:
-            return _JudgeUnit(self.llm, config)
+            llm = self.llm
+            return _JudgeUnit(lambda: llm, self.config)
+        return _JudgeUnit(self._load_engine, self.config)
+
+    def _load_engine(self) -> JudgeLLM:
+        config = self.config
         share = max(int(config.num_cpus), len(os.sched_getaffinity(0)) // config.concurrency, 1)
-        engine = VllmJudgeEngine(
+        return VllmJudgeEngine(
             config.model_source,
             max_model_len=config.max_model_len,
             rubric=config.rubric,
@@ -148,14 +158,14 @@ class JudgeFactory:
             num_threads=self.num_threads or share,
             engine_kwargs=config.engine_kwargs,
         )
-        return _JudgeUnit(engine, config)
 
 
 class _JudgeUnit:
     """Judges units with one engine, a chunk at a time; what the cache holds is not judged again."""
 
-    def __init__(self, engine: JudgeLLM, config: JudgeConfig) -> None:
-        self._engine = engine
+    def __init__(self, make_engine: Callable[[], JudgeLLM], config: JudgeConfig) -> None:
+        self._make_engine = make_engine
+        self._engine = make_engine()
         self._config = config
         self._judge_id = judge_id(config)
         self._judge_key = make_judge_key(config)
@@ -170,9 +180,11 @@ class _JudgeUnit:
         cache_uri = self._config.cache or storage.join(unit["run"], "cache", "judgments")
         cache = JudgmentCache(cache_uri, self._judge_key, unit["bucket"], unit["n_buckets"])
         cached = cache.load(set(keys))
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in cached}
+        silent = {key: _SILENT for key, row in zip(keys, rows, strict=True) if not has_agent_message(row["messages"])}
+        known = {**cached, **silent}
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         fresh = self._judge(missing, cache)
-        replies = {**cached, **fresh}
+        replies = {**known, **fresh}
         judgments = [
             judgment_from_reply(row, replies[key], judge_id=self._judge_id, judge_model=self._config.model_source)
             for row, key in zip(rows, keys, strict=True)
@@ -200,11 +212,20 @@ class _JudgeUnit:
         keys = list(requests)
         for start in range(0, len(keys), self._config.checkpoint_rows):
             chunk = keys[start : start + self._config.checkpoint_rows]
-            answers = self._engine.generate([requests[key] for key in chunk])
+            answers = self._generate([requests[key] for key in chunk])
             made = dict(zip(chunk, answers, strict=True))
             cache.save(made)
             replies |= made
         return replies
+
+    def _generate(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
+        """Ask the engine; one that has died is replaced once, a second death in a row ends the job."""
+        try:
+            return self._engine.generate(requests)
+        except ModelError as error:
+            _logger.warning("%s; starting another engine", error)
+            self._engine = self._make_engine()
+            return self._engine.generate(requests)
 
 
 def _count_tokens(replies: Sequence[JudgeReply]) -> dict[str, Any]:
