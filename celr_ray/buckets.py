@@ -7,8 +7,10 @@ Exact duplicates (equal `trajectory_id`) are dropped here, for every later stage
 
 from __future__ import annotations
 
+import gc
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,21 @@ from celr_ray.stage import part_name, read_manifests
 def assign_bucket(task_id: str, n_buckets: int) -> int:
     """Return the bucket of a task: crc32 of its UTF-8 id, modulo the number of buckets."""
     return zlib.crc32(task_id.encode()) % n_buckets
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Let no cycle collector run while a unit gathers its rows.
+
+    The rows hold no cycles, and there are so many that looking through them again and again takes a tenth of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def plan_bucket_units(run: str) -> list[dict[str, Any]]:
@@ -65,10 +82,11 @@ def read_bucket(
         schema = TRAJECTORY_SCHEMA if wanted is None else pa.schema([TRAJECTORY_SCHEMA.field(n) for n in wanted])
         return schema.empty_table(), 0
     table = pa.concat_tables(tables)
-    ids = table["trajectory_id"].to_numpy(zero_copy_only=False).astype(str)
-    _, first = np.unique(ids, return_index=True)
-    n_duplicates = table.num_rows - len(first)
-    table = table.take(pa.array(np.sort(first)))
+    n_duplicates = table.num_rows - pc.count_distinct(table["trajectory_id"]).as_py()
+    if n_duplicates:
+        ids = table["trajectory_id"].to_numpy(zero_copy_only=False).astype(str)
+        _, first = np.unique(ids, return_index=True)
+        table = table.take(pa.array(np.sort(first)))
     order = pc.sort_indices(table, sort_keys=[("task_id", "ascending"), ("trajectory_id", "ascending")])
     return table.take(order), n_duplicates
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from celr_ray.config import ExportJob, JudgeJob, PairJob, PipelineJob, ReportJob, ScoreJob, load_job
+from celr_ray.config import ConvertJob, ExportJob, JudgeJob, PairJob, PipelineJob, ReportJob, ScoreJob, load_job
 from celr_ray.errors import CelrRayError, ConfigError
 
 
@@ -65,6 +66,25 @@ def _stale_pairs(run: str, report: Any) -> str:
     return f"; the pairs there are older: celr-ray pair --run {run} --overwrite, then export and report"
 
 
+def _convert(job: ConvertJob) -> str:
+    from celr_ray.config import ScoreConfig
+    from celr_ray.logs.convert import run_convert
+    from celr_ray.logs.ingest import run_ingest
+    from celr_ray.stage import check_run_folder
+    from celr_ray.storage import join
+
+    rejected = ""
+    if job.logs:
+        ingested = run_ingest(job.logs, job.run, job.ingest, ScoreConfig(), job.runtime, overwrite=job.overwrite)
+        rejected = f", {ingested.counts.get('rejected', 0):,} records rejected"
+        _finish(job.run, job, ingested)
+    else:
+        check_run_folder(job.run, must_exist=True)
+    report = run_convert(job.run, job.runtime, overwrite=job.overwrite)
+    _finish(job.run, job, report)
+    return f"{report.counts.get('rows_out', 0):,} ATIF files in {join(job.run, 'atif')}{rejected}"
+
+
 def _judge(job: JudgeJob) -> str:
     from celr_ray.stage import check_run_folder
     from celr_ray.training.judge import run_judge
@@ -111,14 +131,16 @@ def _export(job: ExportJob) -> str:
 def _report(job: ReportJob) -> str:
     from celr_ray.report import run_report
     from celr_ray.stage import check_run_folder
+    from celr_ray.training.pipeline import shorten_path
 
     check_run_folder(job.run, must_exist=True)
-    return f"report: {run_report(job.run)}"
+    return f"report: {shorten_path(run_report(job.run))}"
 
 
 COMMANDS: dict[str, Command] = {
     "pipeline": Command(PipelineJob, _pipeline, "--logs logs/ --out runs/first --judge.model-source smollm2"),
     "score": Command(ScoreJob, _score, "--logs logs/ --run runs/first"),
+    "convert": Command(ConvertJob, _convert, "--logs logs/ --run runs/atif"),
     "judge": Command(
         JudgeJob, _judge, "--run runs/first --judge.model-source Qwen/Qwen2.5-7B-Instruct --judge.num-gpus 1"
     ),
@@ -126,6 +148,16 @@ COMMANDS: dict[str, Command] = {
     "export": Command(ExportJob, _export, "--run runs/first --export.formats trl axolotl"),
     "report": Command(ReportJob, _report, "--run runs/first"),
 }
+
+
+def _hold_run(job: Any) -> AbstractContextManager[Any]:
+    """Hold the lock of the run that a command writes; a report may be made of a run at work."""
+    from celr_ray.lock import run_lock
+
+    if isinstance(job, PipelineJob):
+        return run_lock(job.out)
+    is_stage = isinstance(job, ScoreJob | ConvertJob | JudgeJob | PairJob | ExportJob)
+    return run_lock(job.run) if is_stage else nullcontext()
 
 
 def _usage() -> str:
@@ -163,7 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         job = load_job(command.job, words[1:], program=f"celr-ray {words[0]}")
-        line = command.run(job)
+        with _hold_run(job):
+            line = command.run(job)
     except CelrRayError as error:
         print(f"celr-ray {words[0]}: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -27,6 +27,7 @@ from pydantic_settings import (
 from celr_ray.errors import ConfigError
 
 __all__ = [
+    "ConvertJob",
     "ExportConfig",
     "ExportJob",
     "IngestConfig",
@@ -50,6 +51,20 @@ def _as_dict(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def _absolute(uri: str) -> str:
+    """Make a local path absolute: workers on other machines, and a later call from another folder, must mean the same.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not uri.strip():
+        raise ValueError("an empty path")
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -57,9 +72,20 @@ class _Section(BaseModel):
 class IngestConfig(_Section):
     """How logs are found, split and read."""
 
-    format: Literal["auto", "celr_plan", "celr_step", "celr_benchmark", "tau_bench", "tau2_bench"] = Field(
-        "auto", description="format of the logs; auto recognises it record by record"
-    )
+    format: Literal[
+        "auto",
+        "celr_plan",
+        "celr_step",
+        "celr_benchmark",
+        "tau_bench",
+        "tau2_bench",
+        "atif",
+        "swe_agent",
+        "mini_swe_agent",
+        "intercode",
+        "reflexion",
+        "chat",
+    ] = Field("auto", description="format of the logs; auto recognises it record by record")
     split_bytes: int = Field(
         128 * 2**20, ge=1, description="plain JSONL is read in ranges of about this many bytes, one unit each"
     )
@@ -69,6 +95,9 @@ class IngestConfig(_Section):
     )
     n_buckets: int | None = Field(
         None, ge=1, le=65536, description="task buckets, the units of judging and pairing; null = from the input size"
+    )
+    redact: bool = Field(
+        False, description="replace secrets in trajectories and quarantine too, as export.redact does in exports"
     )
 
 
@@ -114,7 +143,7 @@ class JudgeConfig(_Section):
     checkpoint_rows: int = Field(
         256, ge=1, description="rows judged between two saves; a killed job loses at most so many for each engine"
     )
-    cache: str | None = Field(
+    cache: Uri | None = Field(
         None, description="folder of judgments already paid for, to share between runs; null = inside the run"
     )
     retry_errors: bool = Field(False, description="judge the rows of an earlier call again that ended in engine_error")
@@ -144,7 +173,7 @@ class PairConfig(_Section):
     judge_margin: float = Field(0.05, ge=0, le=1, description="least difference of judge scores")
     max_pairs_per_task: int = Field(16, ge=1, description="cap for each pair type")
     max_kto_per_task: int = Field(16, ge=0, description="cap of the single labelled rows of a task")
-    sft: list[str] = Field(
+    sft: list[Uri] = Field(
         default_factory=list,
         description='SFT data for SPIN, joined to runs by prompt: JSONL of {"prompt", "response"} or {"messages"}',
     )
@@ -163,6 +192,9 @@ class ExportConfig(_Section):
         0.05, ge=0, lt=1, description="share of tasks (never of single rows) that go to the test split"
     )
     sft_per_task: int = Field(1, ge=1, description="successful runs of each task that go to SFT, best first")
+    redact: bool = Field(
+        True, description="replace secrets (API keys, tokens, passwords in URLs, private keys) by [REDACTED …]"
+    )
 
 
 class RuntimeConfig(_Section):
@@ -218,8 +250,8 @@ class _Job(BaseSettings):
 class PipelineJob(_Job):
     """Logs in, judged and paired training data out: ingest, score, judge, pair, export, report."""
 
-    logs: list[str] = Field(min_length=1, description="log files, folders or globs; local, file:// or s3://")
-    out: str = Field(description="run folder to create or to resume; local or s3://")
+    logs: list[Uri] = Field(min_length=1, description="log files, folders or globs; local, file:// or s3://")
+    out: Uri = Field(description="run folder to create or to resume; local or s3://")
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
@@ -230,39 +262,49 @@ class PipelineJob(_Job):
 class ScoreJob(_Job):
     """Ingest logs into a run and score them; without --logs, score an existing run again with new weights."""
 
-    run: str = Field(description="run folder")
-    logs: list[str] = Field(
+    run: Uri = Field(description="run folder")
+    logs: list[Uri] = Field(
         default_factory=list, description="log files, folders or globs; none = score the trajectories already there"
     )
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
 
 
+class ConvertJob(_Job):
+    """Write logs, or the trajectories of a run, as ATIF 1.8: one JSON file each, in RUN/atif."""
+
+    run: Uri = Field(description="run folder to create, to resume or to convert")
+    logs: list[Uri] = Field(
+        default_factory=list, description="log files, folders or globs; none = convert the trajectories already there"
+    )
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+
+
 class JudgeJob(_Job):
     """Judge every trajectory of a run with a vLLM model."""
 
-    run: str = Field(description="run folder that holds trajectories")
+    run: Uri = Field(description="run folder that holds trajectories")
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
 
 
 class PairJob(_Job):
     """Build preference pairs from the scored (and judged) trajectories of a run."""
 
-    run: str = Field(description="run folder that holds trajectories")
+    run: Uri = Field(description="run folder that holds trajectories")
     pair: PairConfig = Field(default_factory=PairConfig)
 
 
 class ExportJob(_Job):
     """Write the pairs of a run as training files for TRL, Axolotl, SPIN, SFT and KTO."""
 
-    run: str = Field(description="run folder that holds pairs")
+    run: Uri = Field(description="run folder that holds pairs")
     export: ExportConfig = Field(default_factory=ExportConfig)
 
 
 class ReportJob(_Job):
     """Write the HTML report of a run."""
 
-    run: str = Field(description="run folder")
+    run: Uri = Field(description="run folder")
 
 
 _J = TypeVar("_J", bound=_Job)
@@ -285,26 +327,35 @@ def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _join_list_flags(job: type[_Job], arguments: list[str]) -> list[str]:
-    """Turn `--logs A B` into `--logs '["A", "B"]'`: many values behind one flag, commas and all."""
-    names = {f"--{name.replace('_', '-')}" for name in _list_fields(job)}
-    result: list[str] = []
+def _take_list_flags(job: type[_Job], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split list flags (`--logs A B`) off the arguments: the parser would read commas, quotes and brackets in them.
+
+    Returns:
+        The lists as nested settings, and the other arguments.
+    """
+    names = {f"--{name.replace('_', '-')}": name for name in _list_fields(job)}
+    rest: list[str] = []
     current: list[str] | None = None
     gathered: dict[str, list[str]] = {}
     for word in arguments:
         flag, equals, value = word.partition("=")
         if flag in names:
-            current = gathered.setdefault(flag, [])
+            current = gathered.setdefault(names[flag], [])
             if equals:
                 current.append(value)
         elif word.startswith("--") or current is None:
             current = None
-            result.append(word)
+            rest.append(word)
         else:
             current.append(word)
-    for flag, values in gathered.items():
-        result += [flag, json.dumps(values)]
-    return result
+    settings: dict[str, Any] = {}
+    for name, values in gathered.items():
+        *sections, last = name.split(".")
+        place = settings
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = values
+    return settings, rest
 
 
 def _list_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -335,10 +386,11 @@ def load_job(job: type[_J], arguments: list[str], *, program: str) -> _J:
         raise ConfigError(f"--config: no such file: {path}")
     token = _yaml_file.set(path)
     try:
+        lists, words = _take_list_flags(job, flags)
         source: CliSettingsSource[_J] = CliSettingsSource(
-            job, root_parser=_make_parser(job, program), cli_parse_args=_join_list_flags(job, flags)
+            job, root_parser=_make_parser(job, program), cli_parse_args=words
         )
-        return job(_cli_settings_source=source)
+        return job(_cli_settings_source=source, **lists)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
     except (ValueError, TypeError, SettingsError, yaml.YAMLError) as error:

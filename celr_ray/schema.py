@@ -15,7 +15,7 @@ Words used everywhere:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -80,6 +80,9 @@ class TrajectoryScore(_Row):
     completion_score: float | None = Field(None, description="completed plan steps / all plan steps")
     composite_score: float | None = Field(None, description="weighted mean of the parts that exist")
     missing_scores: list[str] = Field(default_factory=list, description="parts that the composite does without")
+    trajectory: dict[str, Any] | None = Field(
+        None, exclude=True, repr=False, description="the row that was scored, for `create_dpo_pairs`; not stored"
+    )
 
 
 class Trajectory(_Row):

@@ -28,15 +28,17 @@ from typing import Any
 from celr_ray import storage
 from celr_ray.config import RuntimeConfig
 from celr_ray.errors import ConservationError, OutputError, RunMismatchError
+from celr_ray.lock import run_lock
 from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
-STAGE_ORDER = ("ingest", "judge", "pair", "export", "report")
+STAGE_ORDER = ("ingest", "judge", "pair", "export", "report", "convert")
 STAGE_FOLDERS = {
     "ingest": ("trajectories", "quarantine"),
     "judge": ("judgments",),
     "pair": ("pairs", "unpaired", "tasks"),
     "export": ("exports",),
     "report": ("report",),
+    "convert": ("atif",),
 }
 
 
@@ -145,7 +147,7 @@ def is_complete(run: str, stage: str) -> bool:
 
 
 def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
-    """Store the plan of a stage, or check that the stored one asks for the same.
+    """Store the plan of a stage, or check that the stored one asks for the same; one without results is replaced.
 
     With `overwrite`, what a different plan left is deleted first, with all that later stages made of it.
 
@@ -154,7 +156,7 @@ def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
     """
     stored = read_plan(run, plan.name)
     settings = json.loads(json.dumps(plan.settings))
-    if stored is not None and stored["settings"] != settings:
+    if stored is not None and stored["settings"] != settings and read_manifests(run, plan.name):
         if not overwrite:
             difference = _difference(stored["settings"], settings)
             raise RunMismatchError(
@@ -163,7 +165,7 @@ def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
             )
         delete_from(run, plan.name)
         stored = None
-    if stored is None:
+    if stored is None or stored["settings"] != settings:
         record = {"settings": settings, "fingerprint": plan.fingerprint, "n_units": len(plan.units)}
         storage.write_json(plan_uri(run, plan.name), record)
 
@@ -175,7 +177,12 @@ def delete_from(run: str, stage: str) -> None:
         for folder in STAGE_FOLDERS[name]:
             storage.delete_directory(storage.join(run, folder))
         storage.delete_file(plan_uri(run, name))
-    storage.delete_file(storage.join(run, "run.json"))
+    record_uri = storage.join(run, "run.json")
+    if storage.stat(record_uri):
+        record = storage.read_json(record_uri)
+        gone = STAGE_ORDER[STAGE_ORDER.index(stage) :]
+        record["stages"] = {name: entry for name, entry in record["stages"].items() if name not in gone}
+        storage.write_json(record_uri, record)
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
@@ -206,18 +213,21 @@ def run_stage(
     returns its counts; the manifest is committed here, in the worker, after the function returned.
 
     Raises:
+        OutputError: another command is at work on the run (see `lock.run_lock`).
         RunMismatchError: the folder holds this stage with other settings.
         ConservationError: rows were lost or doubled.
     """
     started = time.monotonic()
-    open_stage(run, plan, overwrite=overwrite)
-    done = read_manifests(run, plan.name)
-    todo = [{**unit, "run": run, "index": index} for index, unit in enumerate(plan.units) if index not in done]
-    committed = Work(**{**vars(work), "factory": _Committing(work.factory, plan.name)})
-    with progress(plan.name, len(plan.units), done=len(done)) as advance:
-        for manifest in run_units(todo, committed, runtime, on_ray=on_ray):
-            done[manifest["index"]] = manifest
-            advance(manifest)
+    with run_lock(run) as lock:
+        open_stage(run, plan, overwrite=overwrite)
+        done = read_manifests(run, plan.name)
+        todo = [{**unit, "run": run, "index": index} for index, unit in enumerate(plan.units) if index not in done]
+        committed = Work(**{**vars(work), "factory": _Committing(work.factory, plan.name)})
+        with progress(plan.name, len(plan.units), done=len(done)) as advance:
+            for manifest in run_units(todo, committed, runtime, on_ray=on_ray):
+                lock.check()
+                done[manifest["index"]] = manifest
+                advance(manifest)
     counts = add_counts(done.values())
     seconds = time.monotonic() - started
     report = StageReport(plan.name, seconds, len(plan.units), len(todo), counts, plan.fingerprint)

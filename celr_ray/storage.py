@@ -1,8 +1,10 @@
 """Files and folders behind URIs, and the one way in which this package writes them.
 
-Every path a user gives may be a local path, `file://…` or `s3://…` (anything `pyarrow.fs` knows). A file
-appears under its final name whole or not at all: locally it is written under a temporary name in the
-same folder and renamed; an object store shows an object only when its upload is complete.
+Every path a user gives may be a local path, `file://…` or `s3://…` (or another scheme that `pyarrow.fs` knows).
+The key of an `s3://` URI is taken as it stands, as the AWS command line does: nothing in it is escaped. A file
+appears under its final name whole or not at all: locally it is written under a temporary name in the same
+folder and renamed; an object store shows an object only when its upload is complete. What fails raises
+InputError or OutputError.
 This module knows nothing of logs, stages or schemas.
 """
 
@@ -12,18 +14,25 @@ import fnmatch
 import json
 import os
 import posixpath
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from celr_ray.errors import InputError, OutputError
+from celr_ray import s3
+from celr_ray.errors import InputError, OutputError, UsageError
+from celr_ray.remote import RemoteReader
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}-")
+_ONE_SLASH = re.compile(r"[a-z][a-z0-9+]+:/(?!/)")
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -46,14 +55,59 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system and the path inside it.
 
     Raises:
-        InputError: the scheme is unknown to pyarrow, or its settings are incomplete.
+        InputError: the scheme is unknown to pyarrow, or the URI or its settings are incomplete.
     """
-    if "://" not in uri:
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if _ONE_SLASH.match(uri):
+            raise InputError(f"cannot use the URI {uri!r}: two slashes must follow the colon, and then a name")
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file":
+        return pafs.LocalFileSystem(), _local_path(uri, rest)
+    if scheme == "s3":
+        path = _object_path(uri, rest)
+        with _errors(uri, "use", InputError):
+            return s3.open_s3(path.split("/", 1)[0]), path
     try:
         return pafs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"cannot use the URI {uri!r}: {error}") from error
+
+
+def _local_path(uri: str, rest: str) -> str:
+    host, slash, path = rest.partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise InputError(f"cannot use the URI {uri!r}: a file URI is file:///PATH, with three slashes")
+    return os.path.normpath("/" + unquote(path))
+
+
+def _object_path(uri: str, rest: str) -> str:
+    path = rest.rstrip("/")
+    bucket = path.split("/", 1)[0]
+    if not bucket or "" in path.split("/"):
+        raise InputError(f"cannot use the URI {uri!r}: it must be s3://BUCKET/KEY, no part of it empty")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+        raise InputError(
+            f"cannot use the URI {re.sub('//.*@', '//…@', uri)!r}: no bucket has such a name. Keys and endpoints "
+            "belong into AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+        )
+    return path
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a path or URI leads to a file system of this machine (network mounts included)."""
+    return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
+
+
+@contextmanager
+def _errors(uri: str, verb: str, kind: type[UsageError]) -> Iterator[None]:
+    """Turn what pyarrow or the operating system raises into one error that names the URI."""
+    try:
+        yield
+    except OSError as error:
+        scheme, _, rest = uri.partition("://")
+        reason = s3.explain(error, rest.split("/", 1)[0]) if scheme == "s3" else str(error)
+        raise kind(f"cannot {verb} {uri}: {reason}") from error
 
 
 def join(uri: str, *parts: str) -> str:
@@ -66,46 +120,73 @@ def _with_prefix(uri: str, path: str) -> str:
     if "://" not in uri:
         return path
     scheme = uri.split("://", 1)[0]
-    return f"{scheme}://{path}"
+    return f"file://{quote(path)}" if scheme == "file" else f"{scheme}://{path}"
 
 
 def stat(uri: str) -> StoredFile | None:
-    """Describe one file, or return None if there is no file at `uri`."""
-    filesystem, path = resolve(uri)
-    info = filesystem.get_file_info(path)
+    """Describe one file, or return None if there is no file at `uri`.
+
+    Raises:
+        InputError: the place cannot be looked at.
+    """
+    info = _get_info(uri)
     if info.type != pafs.FileType.File:
         return None
     return StoredFile(uri, info.size or 0, info.mtime_ns or 0)
 
 
 def is_directory(uri: str) -> bool:
-    """Tell whether `uri` is a folder (on an object store: has keys below it)."""
+    """Tell whether `uri` is a folder (on an object store: has keys below it).
+
+    Raises:
+        InputError: the place cannot be looked at.
+    """
+    return bool(_get_info(uri).type == pafs.FileType.Directory)
+
+
+def _get_info(uri: str) -> pafs.FileInfo:
     filesystem, path = resolve(uri)
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+    with _errors(uri, "read", InputError):
+        return filesystem.get_file_info(path)
 
 
-def list_files(uri: str, *, recursive: bool = False) -> list[StoredFile]:
-    """List the files in a folder, sorted by name; hidden and temporary files are left out.
+def list_files(uri: str, *, recursive: bool = False, with_hidden: bool = False) -> list[StoredFile]:
+    """List the files in a folder, sorted by name.
+
+    Args:
+        uri: the folder.
+        recursive: also the files in folders below it.
+        with_hidden: also hidden and temporary files: those with a name, or in a folder, that begins with `.` or `_`.
 
     Returns:
         An empty list if the folder does not exist.
+
+    Raises:
+        InputError: it cannot be listed.
     """
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    with _errors(uri, "list", InputError):
+        infos = filesystem.get_file_info(selector)
     found = []
-    for info in filesystem.get_file_info(selector):
+    for info in infos:
         relative = posixpath.relpath(info.path, path)
-        hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
-        if info.type == pafs.FileType.File and not hidden:
+        is_hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
+        if info.type == pafs.FileType.File and (with_hidden or not is_hidden):
             found.append(StoredFile(_with_prefix(uri, info.path), info.size or 0, info.mtime_ns or 0))
     return sorted(found, key=lambda file: file.uri)
 
 
 def list_folders(uri: str) -> list[str]:
-    """Return the names of the folders directly in a folder, sorted; an empty list if it does not exist."""
+    """Return the names of the folders directly in a folder, sorted; an empty list if it does not exist.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
     filesystem, path = resolve(uri)
     selector = pafs.FileSelector(path, allow_not_found=True)
-    infos = filesystem.get_file_info(selector)
+    with _errors(uri, "list", InputError):
+        infos = filesystem.get_file_info(selector)
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
@@ -115,17 +196,24 @@ def expand(uri: str) -> list[StoredFile]:
     Raises:
         InputError: nothing is there, it cannot be read, or the glob matches nothing.
     """
-    try:
-        if not _GLOB_CHARACTERS.isdisjoint(uri) and stat(uri) is None:
-            return _expand_glob(uri)
-        file = stat(uri)
-        if file is not None:
-            return [file]
-        if is_directory(uri):
-            return list_files(uri, recursive=True)
-    except OSError as error:
-        raise InputError(f"cannot read {uri}: {error}") from error
+    file = stat(uri)
+    if file is not None:
+        return [file]
+    if not _GLOB_CHARACTERS.isdisjoint(uri):
+        return _expand_glob(uri)
+    if is_directory(uri):
+        return list_files(uri, recursive=True)
+    _check_bucket(uri)
     raise InputError(f"no such file or folder: {uri}. Check the path; globs need quotes or must match something.")
+
+
+def _check_bucket(uri: str) -> None:
+    """Raise InputError if a URI leads to a bucket that does not exist."""
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.split("/", 1)[0]
+    if scheme == "s3" and not is_directory(f"s3://{bucket}"):
+        error = OSError("AWS Error NO_SUCH_BUCKET")
+        raise InputError(f"cannot read {uri}: {s3.explain(error, bucket)}")
 
 
 def _expand_glob(uri: str) -> list[StoredFile]:
@@ -133,6 +221,7 @@ def _expand_glob(uri: str) -> list[StoredFile]:
     fixed = next(i for i, part in enumerate(parts) if not _GLOB_CHARACTERS.isdisjoint(part))
     base = "/".join(parts[:fixed]) or ("/" if uri.startswith("/") else ".")
     if not is_directory(base):
+        _check_bucket(base)
         raise InputError(f"no such folder: {base} (from the glob {uri})")
     pattern = "/".join(parts[fixed:])
     base_path = resolve(base)[1]
@@ -163,14 +252,18 @@ def _matches(relative: str, pattern: str) -> bool:
 def open_input(uri: str) -> pa.NativeFile:
     """Open a file for random access.
 
+    Reads from an object store raise InputError too, never OSError: a broken connection must not pass for a
+    damaged file.
+
     Raises:
         InputError: it cannot be opened.
     """
     filesystem, path = resolve(uri)
-    try:
-        return filesystem.open_input_file(path)
-    except OSError as error:
-        raise InputError(f"cannot open {uri}: {error}") from error
+    with _errors(uri, "open", InputError):
+        source = filesystem.open_input_file(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return source
+    return pa.PythonFile(RemoteReader(uri, source, lambda: _errors(uri, "read", InputError)), mode="r")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -179,7 +272,7 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
-    with open_input(uri) as source:
+    with open_input(uri) as source, _errors(uri, "read", InputError):
         return source.read()  # type: ignore[no-any-return]
 
 
@@ -189,20 +282,22 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    buffer = pa.py_buffer(data)
     filesystem, path = resolve(uri)
-    try:
+    with _errors(uri, "write", OutputError):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            _write_local(path, data)
+            _write_local(path, buffer)
         else:
-            with filesystem.open_output_stream(path) as sink:
-                sink.write(data)
-    except OSError as error:
-        raise OutputError(f"cannot write {uri}: {error}") from error
+            # By default pyarrow packs what is named .gz or .zst. No `with`: leaving it would complete the upload after
+            # an error too; `close` alone fails if any part has failed.
+            sink = filesystem.open_output_stream(path, compression=None)
+            sink.write(buffer)
+            sink.close()
 
 
-def _write_local(path: str, data: bytes | pa.Buffer) -> None:
+def _write_local(path: str, data: pa.Buffer) -> None:
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    _make_folders(folder)
     temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{name}")
     try:
         with open(temporary, "wb") as sink:
@@ -211,9 +306,30 @@ def _write_local(path: str, data: bytes | pa.Buffer) -> None:
             os.fsync(sink.fileno())
         os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    _sync_folder(folder)
+
+
+def _make_folders(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folders(parent)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    _sync_folder(parent)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in a folder outlast a power cut, if the file system can: no manifest may outlive its data."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(uri: str) -> Any:
@@ -251,9 +367,17 @@ def write_parquet(uri: str, table: pa.Table, row_group_sizes: Sequence[int] = ()
 
 
 def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file whole (schema as written, no Pandas metadata)."""
-    with open_input(uri) as source:
-        return pq.ParquetFile(source).read(columns=list(columns) if columns is not None else None)
+    """Read one Parquet file whole (schema as written, no Pandas metadata).
+
+    Raises:
+        InputError: it cannot be read or is no Parquet file.
+    """
+    wanted = list(columns) if columns is not None else None
+    with open_input(uri) as source, _errors(uri, "read", InputError):
+        try:
+            return pq.ParquetFile(source, pre_buffer=not is_local(uri)).read(columns=wanted)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"cannot read {uri}: not a whole Parquet file: {error}") from error
 
 
 def delete_directory(uri: str) -> None:
@@ -263,18 +387,35 @@ def delete_directory(uri: str) -> None:
         OutputError: it cannot be deleted.
     """
     filesystem, path = resolve(uri)
-    try:
+    with _errors(uri, "delete", OutputError):
         if filesystem.get_file_info(path).type == pafs.FileType.Directory:
             filesystem.delete_dir(path)
-    except OSError as error:
-        raise OutputError(f"cannot delete {uri}: {error}") from error
 
 
 def delete_file(uri: str) -> None:
-    """Delete a file; nothing happens if it does not exist."""
+    """Delete a file; nothing happens if it does not exist.
+
+    Raises:
+        OutputError: it cannot be deleted.
+    """
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.File:
-        filesystem.delete_file(path)
+    with _errors(uri, "delete", OutputError):
+        if filesystem.get_file_info(path).type == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+
+def delete_temporaries(uri: str) -> None:
+    """Delete the temporary files that killed processes left in a folder and below it; an object store has none.
+
+    Only for a folder in which nobody writes.
+    """
+    filesystem, path = resolve(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return
+    for folder, _, names in os.walk(path):
+        for name in filter(_TEMPORARY_NAME.match, names):
+            with suppress(OSError):
+                os.unlink(os.path.join(folder, name))
 
 
 def check_writable(uri: str) -> None:

@@ -10,10 +10,11 @@ import yaml
 from conftest import ROOT
 from runs import read_rows
 
-from celr_ray import storage
+from celr_ray import TrainingPipeline, storage
 from celr_ray.cli import COMMANDS, main
 from celr_ray.config import PipelineJob, load_job
 from celr_ray.errors import ConfigError
+from celr_ray.testing import FakeJudge
 
 
 def run_cli(*arguments) -> int:
@@ -60,7 +61,60 @@ def test_flags_win_over_environment_and_environment_over_yaml(tmp_path, monkeypa
 
 def test_many_logs_behind_one_flag():
     job = load_job(PipelineJob, ["--logs", "a", "b,c", "--out", "o", "--format", "tau_bench"], program="x")
-    assert (job.logs, job.ingest.format) == (["a", "b,c"], "tau_bench")
+    assert ([os.path.basename(path) for path in job.logs], job.ingest.format) == (["a", "b,c"], "tau_bench")
+    assert all(os.path.isabs(path) for path in [*job.logs, job.out])
+
+
+@pytest.mark.parametrize("name", ["Übung 日本", 'quo"te', "back\\slash", "a,b [1]", "50% #1"])
+def test_any_file_name_can_be_named(tmp_path, demo_logs, name):
+    logs = tmp_path / f"{name}.jsonl"
+    logs.write_bytes((demo_logs / "celr_benchmark.jsonl").read_bytes())
+    assert run_cli("score", "--logs", logs, "--run", tmp_path / name) == 0
+    assert len(read_rows(tmp_path / name)) == 46
+
+
+def test_one_file_under_three_names_is_one_file(tmp_path, demo_logs, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes((demo_logs / "celr_benchmark.jsonl").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("score", "--logs", "a.jsonl", "./a.jsonl", tmp_path / "a.jsonl", "--run", "run") == 0
+    assert len(read_rows(tmp_path / "run")) == 46
+    monkeypatch.chdir(tmp_path.parent)
+    assert run_cli("score", "--logs", tmp_path / "a.jsonl", "--run", tmp_path / "run") == 0
+
+
+def test_runs_among_the_logs_are_no_logs(tmp_path, demo_logs):
+    (tmp_path / "a.jsonl").write_bytes((demo_logs / "celr_benchmark.jsonl").read_bytes())
+    for out in ("runs/a", "runs/a", "runs/b"):
+        assert run_cli("pipeline", "--logs", tmp_path, "--out", tmp_path / out, "--runtime.executor", "loop") == 0
+        assert len(read_rows(tmp_path / out)) == 46
+
+
+def test_a_judge_that_cannot_be_loaded_leaves_the_run_usable(tmp_path, demo_logs, capsys):
+    run, loop = tmp_path / "run", ("--runtime.executor", "loop")
+    logs = demo_logs / "celr_benchmark.jsonl"
+    assert run_cli("pipeline", "--logs", logs, "--out", run, *loop) == 0
+    assert run_cli("judge", "--run", run, "--judge.model-source", tmp_path / "no-model", *loop) == 1
+    assert "cannot load the judge" in capsys.readouterr().err
+    assert run_cli("pair", "--run", run, "--pair.strategy", "all", "--overwrite", *loop) == 0
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert set(stages) == {"ingest", "pair"}
+    assert run_cli("export", "--run", run, *loop) == 0
+
+
+def test_adding_or_dropping_a_judge_is_refused_before_any_work(tmp_path, demo_logs, capsys):
+    run, logs = tmp_path / "run", demo_logs / "celr_benchmark.jsonl"
+    plain = ("pipeline", "--logs", logs, "--out", run, "--runtime.executor", "loop")
+    assert run_cli(*plain) == 0
+    assert run_cli(*plain, "--judge.model-source", "no/such-model") == 2
+    assert "pairs made without a judge" in capsys.readouterr().err
+    job = {"logs": [str(logs)], "out": str(run), "runtime": {"executor": "loop"}, "overwrite": True}
+    TrainingPipeline(job, FakeJudge()).run()
+    assert {pair["pair_type"] for pair in read_rows(run, "pairs")} == {"dpo", "self_reward"}
+    assert run_cli(*plain) == 2
+    assert "was judged" in capsys.readouterr().err
+    assert run_cli(*plain, "--overwrite") == 0
+    assert {pair["pair_type"] for pair in read_rows(run, "pairs")} == {"dpo"}
+    assert not (run / "judgments").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_nan_is_not_json(tmp_path, good_lines):
 
 
 def test_deep_nesting(tmp_path, good_lines):
-    one_bad_line(tmp_path, good_lines, b'{"a":' * 3000 + b"1" + b"}" * 3000, "")
+    one_bad_line(tmp_path, good_lines, b'{"a":' * 3000 + b"1" + b"}" * 3000, "nested too deep")
 
 
 def test_overlong_line(tmp_path, good_lines):
@@ -90,10 +90,11 @@ def test_overlong_line(tmp_path, good_lines):
     assert len(row.raw) == 64 * 1024
 
 
-@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.json.gz"])
-def test_empty_file(tmp_path, good_lines, name):
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.json.gz", "empty.jsonl.gz"])
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
+def test_empty_file(tmp_path, good_lines, name, content):
     (tmp_path / "a.jsonl").write_bytes(good_lines[0])
-    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     report = ingest(tmp_path / "run", tmp_path)
     assert (report.counts["rows_in"], report.counts["rows_out"]) == (2, 1)
     (row,) = quarantine(tmp_path / "run")
@@ -133,6 +134,40 @@ def test_truncated_gz_document_is_rejected_whole(tmp_path, demo_logs):
     report = ingest(tmp_path / "run", tmp_path / "cut.json.gz")
     assert (report.counts["rows_in"], report.counts["rejected"]) == (1, 1)
     assert "truncated" in quarantine(tmp_path / "run")[0].reason
+
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.json.gz"])
+def test_a_decompression_bomb_is_cut_off(tmp_path, good_lines, name):
+    packed = gzip.compress(b"\n".join(good_lines) + b"\n" + b" \n" * 80_000_000, compresslevel=9)
+    (tmp_path / name).write_bytes(packed)
+    report = ingest(tmp_path / "run", tmp_path / name)
+    assert report.counts["rows_out"] == (4 if name == "bomb.jsonl.gz" else report.counts["rows_out"])
+    (row,) = quarantine(tmp_path / "run")
+    assert "looks like a decompression bomb" in row.reason
+
+
+def test_a_file_that_grows_is_read_up_to_its_planned_size(tmp_path, good_lines):
+    from celr_ray.logs.framing import FileRange, iter_values
+
+    path = tmp_path / "logs.jsonl"
+    path.write_bytes(b"\n".join(good_lines[:2]) + b"\n" + good_lines[2][:40])
+    planned = path.stat().st_size
+    with path.open("ab") as sink:
+        sink.write(good_lines[2][40:] + b"\n" + good_lines[3] + b"\n")
+    values = list(iter_values(FileRange(str(path), 0, planned), 10**6))
+    assert [value.raw for value in values] == good_lines[:3]
+
+
+def test_input_that_changes_during_the_run_is_named(tmp_path, good_lines, capsys):
+    from celr_ray.logs.ingest import warn_of_changes
+
+    path = tmp_path / "logs.jsonl"
+    path.write_bytes(good_lines[0] + b"\n")
+    planned = {str(path): [path.stat().st_size, path.stat().st_mtime_ns], str(tmp_path / "gone.jsonl"): [1, 1]}
+    assert warn_of_changes({str(path): planned[str(path)]}) == 0
+    path.write_bytes(b"\n".join(good_lines))
+    assert warn_of_changes(planned) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 def test_a_gz_name_on_a_plain_file(tmp_path, good_lines):

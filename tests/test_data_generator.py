@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import ingest, pair, read_rows
 
-from celr_ray import PreferencePairGenerator, storage
+from celr_ray import PreferencePairGenerator, TrajectoryScorer, storage
 from celr_ray.config import PairConfig
 from celr_ray.errors import InputError, RunMismatchError
 from celr_ray.training.conversations import make_message, split_pair, split_run
@@ -156,14 +156,50 @@ def test_level_trajectory_where_the_user_or_a_tool_parted_first():
 def test_no_common_prompt_is_no_pair():
     a = [say("user", "Hi"), say("assistant", "A")]
     b = [say("user", "Hello"), say("assistant", "B")]
-    assert split_pair(a, b, None) is None
-    assert split_pair([say("system", "S1"), *a], [say("system", "S2"), *b], "task") is None
-    assert split_pair(a, [*a, say("user", "more")], None) is None
+    assert split_pair(a, b, None) == "no_task_text"
+    assert split_pair([say("system", "S1"), *a], [say("system", "S2"), *b], "task") == "different_system_texts"
+    assert split_pair(a, [*a, say("user", "more")], None) == "no_task_text"
+    assert split_pair(a, a, "task") == "equal_texts"
+    assert split_pair(a[1:], b[1:], None) == "no_task_text"
+
+
+def test_parting_at_the_agent_after_shared_messages_is_a_step_even_without_a_user():
+    shared = [say("assistant", "look"), say("tool", "found")]
+    split = split_pair([*shared, say("assistant", "A")], [*shared, say("assistant", "B")], None)
+    assert (split.level, split.prompt) == ("step", shared)
+    with_task = split_pair([*shared, say("assistant", "A")], [*shared, say("assistant", "B")], "the task")
+    assert with_task.prompt == [say("user", "the task"), *shared]
+
+
+def test_one_id_with_two_task_texts_is_two_tasks():
+    rows = [row("a", success=False, prompt="Write a poem"), row("b", prompt="What is 2+2?")]
+    assert PreferencePairGenerator(ALL).create_dpo_pairs(rows) == []
+    spaced = [row("a", success=False, prompt="Do  it"), row("b", prompt="Do it ")]
+    assert len(PreferencePairGenerator(ALL).create_dpo_pairs(spaced)) == 1
+
+
+def test_ranked_scores_go_straight_into_pairs():
+    def log(status, output):
+        steps = [{"description": "do", "status": "COMPLETED", "output": output, "retry_count": 0}]
+        return {"task_id": "t", "original_request": "Do it", "final_status": status, "plan": steps, "total_cost": 0.1}
+
+    ranked = TrajectoryScorer().rank([log("FAILED", "wrong"), log("SUCCESS", "right")])
+    (only,) = PreferencePairGenerator().create_dpo_pairs(ranked)
+    assert "right" in only.chosen[0].content
+    assert only.chosen_id == ranked[0].trajectory_id
+
+
+def test_a_run_that_failed_with_a_right_answer_is_no_success():
+    rows = [
+        {**row("a", success=False), "success_score": 1.0, "composite_score": 0.9},
+        {**row("b", success=True), "success_score": 1.0, "composite_score": 0.5},
+    ]
+    assert ids(PreferencePairGenerator(ALL).create_dpo_pairs(rows)) == [("b", "a")]
 
 
 def test_an_empty_answer_is_nothing_to_learn_from():
     user = say("user", "U")
-    assert split_pair([user, say("assistant", "A")], [user, say("assistant", " ")], "task") is None
+    assert split_pair([user, say("assistant", "A")], [user, say("assistant", " ")], "task") == "empty_answer"
     assert split_run([user, say("assistant", None)], None) is None
     assert split_run([user, say("assistant", None, tool_calls="[{}]")], None) is not None
 

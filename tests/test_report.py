@@ -266,7 +266,7 @@ def test_agreement_of_the_judge(by_hand):
     commit(by_hand, "judge", rows_in=5, rows_out=4, duplicates=1, status={"ok": 3, "garbled": 1})
     data = collect_run(by_hand)
     judge = data.judge
-    assert dict(judge.statuses) == {"ok": 3, "garbled": 1, "too_long": 0, "engine_error": 0}
+    assert dict(judge.statuses) == {"ok": 3, "garbled": 1, "too_long": 0, "empty": 0, "engine_error": 0}
     assert (judge.n_cut, judge.cut_tokens, judge.max_cut_tokens) == (3, 60, 30)
     assert (judge.auc.value, judge.auc.n, judge.kappa.value) == (1.0, 2, 1.0)
     assert judge.auc.ci_low < 0.5

@@ -1,10 +1,16 @@
-"""Atomic writes, listings, globs."""
+"""Atomic writes, listings, globs, full disks."""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
+from runs import read_rows
 
 from celr_ray import storage
+from celr_ray.cli import main
 from celr_ray.errors import InputError, OutputError
 
 
@@ -75,3 +81,101 @@ def test_file_uri_is_the_same_as_its_path(tmp_path):
     (file,) = storage.expand(f"file://{tmp_path}")
     assert file.uri == f"file://{tmp_path}/a.json"
     assert storage.read_bytes(file.uri) == b"{}"
+
+
+def test_file_uris_are_escaped_and_read_back(tmp_path):
+    folder = tmp_path / "a b%20c"
+    storage.write_bytes(str(folder / "ü [1].json"), b"{}")
+    (file,) = storage.expand(folder.as_uri())
+    assert file.uri == (folder / "ü [1].json").as_uri()
+    assert storage.read_bytes(file.uri) == b"{}"
+    assert [one.uri for one in storage.expand(f"{folder.as_uri()}/*.json")] == [file.uri]
+    assert storage.is_directory(folder.as_uri().replace("file://", "file://localhost"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file://folder/x", "file:///PATH"),
+        ("file:/folder/x", "two slashes"),
+        ("s3:/bucket/x", "two slashes"),
+        ("s3://", "s3://BUCKET/KEY"),
+        ("s3://bucket//x", "no part of it empty"),
+        ("s3://b*/x", "no bucket has such a name"),
+    ],
+)
+def test_incomplete_uris_are_clear_errors(uri, message):
+    with pytest.raises(InputError, match=message):
+        storage.expand(uri)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "part.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"part\.parquet: not a whole Parquet file"):
+        storage.read_parquet(str(tmp_path / "part.parquet"))
+
+
+def test_temporaries_of_killed_writers_are_deleted_and_nothing_else(tmp_path):
+    left = tmp_path / "trajectories" / f"{storage.TEMPORARY_PREFIX}{'0' * 32}-part-00000.parquet"
+    kept = [tmp_path / ".tmp-mine", tmp_path / "trajectories" / "part-00000.parquet"]
+    for path in (left, *kept):
+        storage.write_bytes(str(path), b"x")
+    storage.delete_temporaries(str(tmp_path))
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 192 KiB; skips where mounting is not allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(place)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_in_mid_run_is_a_clear_error_and_the_same_command_ends_the_run(
+    tiny_disk, tmp_path, demo_logs, capsys
+):
+    flags = ["--logs", str(demo_logs), "--ingest.files-per-unit", "1", "--runtime.executor", "loop"]
+    assert main(["pipeline", *flags, "--out", str(tmp_path / "whole")]) == 0
+    command = ["pipeline", *flags, "--out", str(tiny_disk / "run")]
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"cannot write {tiny_disk}/run/" in error
+    assert "No space left on device" in error
+    assert_all_whole(tiny_disk)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(tiny_disk)], check=True)
+    assert main(command) == 0
+    for folder in ("trajectories", "pairs", "unpaired", "tasks"):
+        assert read_rows(tiny_disk / "run", folder) == read_rows(tmp_path / "whole", folder)
+
+
+def test_a_file_size_limit_is_a_clear_error_and_the_same_command_ends_the_run(tmp_path, demo_logs):
+    flags = ["--logs", str(demo_logs), "--ingest.files-per-unit", "1", "--runtime.executor", "loop"]
+    assert main(["pipeline", *flags, "--out", str(tmp_path / "whole")]) == 0
+    command = [sys.executable, "-m", "celr_ray.cli", "pipeline", *flags, "--out", str(tmp_path / "run")]
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    limited = [sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2
+    assert re.search(rf"cannot write {tmp_path}/run/\S+: .*File too large", result.stderr)
+    assert_all_whole(tmp_path / "run")
+    assert main(command[3:]) == 0
+    for folder in ("trajectories", "pairs", "unpaired", "tasks"):
+        assert read_rows(tmp_path / "run", folder) == read_rows(tmp_path / "whole", folder)
+
+
+def assert_all_whole(folder):
+    """Check that no temporary and no lock is left, and that what has a final name can be read."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert not path.name.startswith("."), path
+        if path.suffix == ".parquet":
+            storage.read_parquet(str(path))
+        elif path.suffix == ".json":
+            storage.read_json(str(path))

@@ -85,12 +85,16 @@ class LogReader:
         matches: tells from a JSON object's keys whether it is a record (or container) of this format.
         read: turns one JSON object's bytes into its runs; raises RecordError if the whole object is unusable.
         lacks: columns of `Trajectory` that the format never has; counted in reports.
+        unmapped: fields of the source that go into no column; listed in docs/data_formats.md.
+        shares_keys: records of another format can pass for this one, so every record is recognised afresh.
     """
 
     name: str
     matches: Callable[[frozenset[str]], bool]
     read: Callable[[bytes, SourceContext], Iterator[ReadItem]]
     lacks: tuple[str, ...] = ()
+    unmapped: tuple[str, ...] = ()
+    shares_keys: bool = False
 
 
 def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:

@@ -23,6 +23,9 @@ from celr_ray.logs.base import (
     single_record_reader,
 )
 
+_RUNTIME_ERROR = re.compile(r"Execution failed after \d+ attempts|completion_cost\(\) got an unexpected keyword")
+"""How outputs begin that are CELR's own error report and not a word of the agent's."""
+
 _LLM_CALL = re.compile(r"LLM call: ([^,]+), tokens=")
 _STATUS = {"SUCCESS": "SUCCESS", "COMPLETED": "SUCCESS", "FAILED": "FAILED", "STUCK": "STUCK"}
 _OUTCOME = {"SUCCESS": True, "FAILED": False, "STUCK": False}
@@ -127,14 +130,17 @@ def _parse_steps(log: _StepLog, context: SourceContext) -> ParsedRun:
 def _parse_benchmark(row: _BenchmarkRow, context: SourceContext) -> ParsedRun:
     right = row.success if row.accuracy is None else row.success and row.accuracy
     model = row.direct_model or row.model if row.method == "direct" else row.model
+    is_answer = not _RUNTIME_ERROR.match(row.output)
+    messages = _conversation(row.prompt, row.output)
     return ParsedRun(
         task_id=make_task_id("celr", None, row.task_id),
-        messages=_conversation(row.prompt, row.output),
+        messages=messages if is_answer else messages[:1],
+        n_hidden_messages=int(not is_answer),
         status="SUCCESS" if row.success else "FAILED",
         model=model,
         prompt=row.prompt,
         success=right,
-        reward=None if row.accuracy is None else float(row.accuracy),
+        reward=None if row.accuracy is None else float(right),
         cost_usd=row.cost_usd,
         duration_s=row.latency_s,
         n_steps=row.steps_executed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,10 @@ _RUN_FIELDS = (
     "n_retries",
     "n_hidden_messages",
 )
+_get_run_fields = attrgetter(*_RUN_FIELDS)
 _PLACE_FIELDS = ("trajectory_id", "source_uri", "source_format", "source_offset", "source_index", "bucket")
+
+_PIECE_ROWS = 256
 
 
 def build_messages(conversations: list[list[ParsedMessage]]) -> pa.Array:
@@ -41,36 +46,60 @@ def build_messages(conversations: list[list[ParsedMessage]]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), structs, type=MESSAGES)
 
 
+class _Row(NamedTuple):
+    """One run and where it came from; `run` first, then the order of `_PLACE_FIELDS`."""
+
+    run: ParsedRun
+    trajectory_id: str
+    source_uri: str
+    source_format: str
+    source_offset: int
+    source_index: int
+    bucket: int
+
+
 class TableBuilder:
-    """Gathers runs and builds the unscored trajectory table of one unit, ordered by bucket."""
+    """Gathers runs and builds the unscored trajectory table of one unit, ordered by bucket.
+
+    A bucket's rows become Arrow columns a few at a time, while their texts are still in the processor's cache; to gather
+    all of them first, or to order the finished table, would copy each text once more through main memory.
+    """
 
     def __init__(self, n_buckets: int) -> None:
         self._n_buckets = n_buckets
-        self._messages: list[list[ParsedMessage]] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in (*_RUN_FIELDS, *_PLACE_FIELDS)}
+        self._waiting: defaultdict[int, list[_Row]] = defaultdict(list)
+        self._pieces: defaultdict[int, list[pa.Table]] = defaultdict(list)
 
     def add(self, run: ParsedRun, *, trajectory_id: str, uri: str, format_name: str, offset: int, index: int) -> None:
         """Append one run and where it came from."""
-        for name in _RUN_FIELDS:
-            self._columns[name].append(getattr(run, name))
         bucket = assign_bucket(run.task_id, self._n_buckets)
-        place = (trajectory_id, uri, format_name, offset, index, bucket)
-        for name, value in zip(_PLACE_FIELDS, place, strict=True):
-            self._columns[name].append(value)
-        self._messages.append(run.messages)
+        rows = self._waiting[bucket]
+        rows.append(_Row(run, trajectory_id, uri, format_name, offset, index, bucket))
+        if len(rows) == _PIECE_ROWS:
+            self._pieces[bucket].append(_build_piece(rows))
+            rows.clear()
 
     def build(self) -> tuple[pa.Table, list[list[int]]]:
-        """Return the rows ordered by bucket (stable), and [bucket, rows] of each row group."""
-        arrays: dict[str, pa.Array] = {
-            name: pa.array(values, type=TRAJECTORY_SCHEMA.field(name).type) for name, values in self._columns.items()
-        }
-        n_rows = len(self._messages)
-        arrays["messages"] = build_messages(self._messages)
-        for name in SCORE_COLUMNS:
-            arrays[name] = pa.nulls(n_rows, pa.float64())
-        arrays["missing_scores"] = pa.array([[]] * n_rows, type=pa.list_(pa.string()))
-        table = pa.Table.from_arrays([arrays[name] for name in TRAJECTORY_SCHEMA.names], schema=TRAJECTORY_SCHEMA)
-        buckets = np.asarray(self._columns["bucket"], dtype=np.int64)
-        order = np.argsort(buckets, kind="stable")
-        values, counts = np.unique(buckets, return_counts=True)
-        return table.take(pa.array(order)), [[int(b), int(n)] for b, n in zip(values, counts, strict=True)]
+        """Return the rows ordered by bucket, else as they were added, and [bucket, rows] of each row group."""
+        for bucket, rows in self._waiting.items():
+            if rows:
+                self._pieces[bucket].append(_build_piece(rows))
+        self._waiting.clear()
+        buckets = sorted(self._pieces)
+        pieces = [piece for bucket in buckets for piece in self._pieces[bucket]]
+        table = pa.concat_tables([TRAJECTORY_SCHEMA.empty_table(), *pieces])
+        return table, [[bucket, sum(piece.num_rows for piece in self._pieces[bucket])] for bucket in buckets]
+
+
+def _build_piece(rows: list[_Row]) -> pa.Table:
+    runs = zip(*(_get_run_fields(row.run) for row in rows), strict=True)
+    _, *places = zip(*rows, strict=True)
+    arrays: dict[str, pa.Array] = {
+        name: pa.array(values, type=TRAJECTORY_SCHEMA.field(name).type)
+        for name, values in zip((*_RUN_FIELDS, *_PLACE_FIELDS), (*runs, *places), strict=True)
+    }
+    arrays["messages"] = build_messages([row.run.messages for row in rows])
+    for name in SCORE_COLUMNS:
+        arrays[name] = pa.nulls(len(rows), pa.float64())
+    arrays["missing_scores"] = pa.array([[]] * len(rows), type=pa.list_(pa.string()))
+    return pa.Table.from_arrays([arrays[name] for name in TRAJECTORY_SCHEMA.names], schema=TRAJECTORY_SCHEMA)

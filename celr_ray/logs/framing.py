@@ -24,6 +24,9 @@ _LINE_EXTENSIONS = (".jsonl", ".ndjson")
 _UTF8_BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _MAX_KEPT_BYTES = 64 * 1024
+MAX_EXPANSION = 200
+"""A compressed file may expand this many times (logs do 5 to 30 times), small ones to 64 MiB in any case."""
+_MIN_EXPANDED_BYTES = 64 * 2**20
 
 
 class Value(NamedTuple):
@@ -51,6 +54,17 @@ class FileRange:
     end: int | None = None
 
 
+@dataclass
+class LineCounter:
+    """Counts the lines that start in a range, blank ones too, while `iter_values` reads it.
+
+    Attributes:
+        line: 1-based number, within the range, of the line of the value yielded last; in the end, all lines.
+    """
+
+    line: int = 0
+
+
 def split_extension(uri: str) -> tuple[str, str | None]:
     """Return the extension below any compression's (".json"), and the compression ("gzip", "zstd" or None)."""
     name = uri.rsplit("/", 1)[-1].lower()
@@ -68,16 +82,18 @@ def is_splittable(uri: str) -> bool:
     return compression is None and extension in _LINE_EXTENSIONS
 
 
-def iter_values(part: FileRange, max_value_bytes: int) -> Iterator[Value]:
+def iter_values(part: FileRange, max_value_bytes: int, counter: LineCounter | None = None) -> Iterator[Value]:
     """Yield the JSON values that start in a byte range of a file.
 
     Args:
         part: the range.
         max_value_bytes: a longer line or document is damage, bytes.
+        counter: told the line of each value; a document that is no JSONL counts as line 1.
 
     Raises:
         InputError: the file cannot be opened.
     """
+    counter = counter or LineCounter()
     extension, compression = split_extension(part.uri)
     with storage.open_input(part.uri) as source:
         if part.start:
@@ -85,6 +101,7 @@ def iter_values(part: FileRange, max_value_bytes: int) -> Iterator[Value]:
         blocks = _Blocks(source, compression)
         head = blocks.peek()
         if part.start == 0:
+            counter.line = 1
             if not head:
                 yield Value(0, b"", blocks.error or "the file is empty", 0)
                 return
@@ -92,7 +109,14 @@ def iter_values(part: FileRange, max_value_bytes: int) -> Iterator[Value]:
                 yield Value(0, head[:_MAX_KEPT_BYTES], f"{_WIDE_BOMS[head[:2]]} text; convert it to UTF-8", len(head))
                 return
         if extension in _LINE_EXTENSIONS or _looks_like_lines(head):
-            yield from _iter_lines(blocks, part, max_value_bytes)
+            counter.line = 0
+            is_blank = True
+            for value in _iter_lines(blocks, part, max_value_bytes, counter):
+                is_blank = False
+                yield value
+            if is_blank and part.start == 0 and (compression or part.end is None or part.end >= source.size()):
+                counter.line = 1
+                yield Value(0, b"", "the file is empty", 0)
         else:
             yield from _whole_document(blocks, max_value_bytes)
 
@@ -103,6 +127,8 @@ class _Blocks:
     def __init__(self, source: pa.NativeFile, compression: str | None) -> None:
         readers = {None: _read_plain, "gzip": _read_gzip, "zstd": _read_zstd}
         self._blocks = readers[compression](source)
+        if compression is not None:
+            self._blocks = _limit_expansion(self._blocks, source.size())
         self._first: bytes | None = None
         self.error: str | None = None
 
@@ -123,6 +149,26 @@ class _Blocks:
         except (OSError, zlib.error) as error:
             self.error = f"truncated or damaged compressed file: {error}"
             return b""
+        except _BombError as error:
+            self.error = str(error)
+            return b""
+
+
+class _BombError(Exception):
+    """A compressed file expands further than logs do."""
+
+
+def _limit_expansion(blocks: Iterator[bytes], packed_bytes: int) -> Iterator[bytes]:
+    limit = max(_MIN_EXPANDED_BYTES, MAX_EXPANSION * packed_bytes)
+    total = 0
+    for block in blocks:
+        total += len(block)
+        if total > limit:
+            raise _BombError(
+                f"expands to more than {limit:,} bytes, {MAX_EXPANSION} times its {packed_bytes:,}: "
+                "not read further, it looks like a decompression bomb; unpack it first if it is not"
+            )
+        yield block
 
 
 def _read_plain(source: pa.NativeFile) -> Iterator[bytes]:
@@ -164,7 +210,7 @@ def _looks_like_lines(head: bytes) -> bool:
     return len(lines) > 1 and whole * 2 > len(lines)
 
 
-def _iter_lines(blocks: _Blocks, part: FileRange, limit: int) -> Iterator[Value]:
+def _iter_lines(blocks: _Blocks, part: FileRange, limit: int, counter: LineCounter) -> Iterator[Value]:
     offset = max(part.start - 1, 0)
     pending: list[bytes] = []
     pending_bytes = 0
@@ -174,6 +220,7 @@ def _iter_lines(blocks: _Blocks, part: FileRange, limit: int) -> Iterator[Value]
         for piece in pieces[:-1]:
             length = pending_bytes + len(piece)
             if not skip_first:
+                counter.line += 1
                 yield from _as_value(offset, pending, piece, length, limit)
             skip_first = False
             offset += length + 1
@@ -185,6 +232,7 @@ def _iter_lines(blocks: _Blocks, part: FileRange, limit: int) -> Iterator[Value]
         pending_bytes += len(pieces[-1])
     if skip_first:
         return
+    counter.line += 1
     if blocks.error:
         kept = b"".join(pending)
         yield Value(offset, kept[:_MAX_KEPT_BYTES], blocks.error, pending_bytes)
@@ -221,16 +269,3 @@ def _whole_document(blocks: _Blocks, limit: int) -> Iterator[Value]:
         yield Value(0, raw[:_MAX_KEPT_BYTES], "the file is empty", length)
     else:
         yield Value(0, raw, None, length)
-
-
-def count_lines_before(uri: str, offset: int) -> int:
-    """Return the 1-based line number of a byte offset in the uncompressed file."""
-    _, compression = split_extension(uri)
-    lines, position = 1, 0
-    with storage.open_input(uri) as source:
-        for block in _Blocks(source, compression):
-            lines += block[: max(offset - position, 0)].count(b"\n")
-            position += len(block)
-            if position >= offset:
-                break
-    return lines

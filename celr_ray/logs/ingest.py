@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,19 +17,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from celr_ray import storage
+from celr_ray.buckets import pause_garbage_collection
 from celr_ray.config import IngestConfig, RuntimeConfig, ScoreConfig
 from celr_ray.errors import RecordError, RunMismatchError
-from celr_ray.logs.base import ParsedRun, SourceContext
+from celr_ray.logs.base import ParsedMessage, ParsedRun, SourceContext
 from celr_ray.logs.columns import TableBuilder
-from celr_ray.logs.framing import FileRange, Value, count_lines_before, iter_values
+from celr_ray.logs.framing import FileRange, LineCounter, Value, iter_values
 from celr_ray.logs.planning import make_plan
 from celr_ray.logs.registry import READERS, RecordReader
+from celr_ray.redact import redact_row, redact_text
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
 from celr_ray.schema import QuarantineRow
 from celr_ray.stage import StageReport, check_run_folder, part_name, read_manifests, read_plan, run_stage
 from celr_ray.training.scorer import score_table
 
 _RAW_LIMIT = 64 * 1024
+_REDACTED_BEYOND = 16 * 1024
+"""Bytes beyond the limit that are redacted before the cut, so that no secret is cut first and then missed."""
+
 _OPTIONAL_COLUMNS = ("model", "prompt", "success", "cost_usd", "budget_limit_usd", "duration_s", "n_retries")
 
 
@@ -54,6 +61,8 @@ class _UnitReader:
         self._task_texts = task_texts
         self.builder = TableBuilder(n_buckets)
         self.rejected: list[QuarantineRow] = []
+        self.redacted: Counter[str] = Counter()
+        self.n_lines: list[int] = []
         self.rows_in = 0
         self.rows_out = 0
 
@@ -61,26 +70,32 @@ class _UnitReader:
         """Read every record that starts in a byte range."""
         reader = RecordReader(self._config.format)
         context = SourceContext(part.uri.rsplit("/", 1)[-1], self._task_texts)
-        for value in iter_values(part, self._config.max_record_bytes):
+        counter = LineCounter()
+        for value in iter_values(part, self._config.max_record_bytes, counter):
             if value.damage is not None:
                 self.rows_in += 1
-                self._reject(part.uri, value.offset, None, value.damage, value.raw, value.n_bytes)
+                self._reject(part.uri, value.offset, counter.line, None, value.damage, value.raw, value.n_bytes)
                 continue
-            self._read_value(part.uri, value, reader, context)
+            self._read_value(part.uri, value, counter.line, reader, context)
+        self.n_lines.append(counter.line)
 
-    def _read_value(self, uri: str, value: Value, reader: RecordReader, context: SourceContext) -> None:
+    def _read_value(self, uri: str, value: Value, line: int, reader: RecordReader, context: SourceContext) -> None:
         try:
             items = list(reader.read(value.raw, context))
         except RecordError as error:
             self.rows_in += 1
-            self._reject(uri, value.offset, None, str(error), value.raw, value.n_bytes)
+            self._reject(uri, value.offset, line, None, str(error), value.raw, value.n_bytes)
             return
         self.rows_in += len(items)
         for name, item in items:
             if isinstance(item.result, RecordError):
                 inner = max(value.raw.find(item.raw), 0)
-                self._reject(uri, value.offset + inner, item.position, str(item.result), item.raw, len(item.raw))
+                inner_line = line + value.raw.count(b"\n", 0, inner)
+                reason = str(item.result)
+                self._reject(uri, value.offset + inner, inner_line, item.position, reason, item.raw, len(item.raw))
                 continue
+            if self._config.redact:
+                self._redact_run(item.result)
             self.builder.add(
                 item.result,
                 trajectory_id=make_trajectory_id(item.raw, item.result),
@@ -91,9 +106,23 @@ class _UnitReader:
             )
             self.rows_out += 1
 
-    def _reject(self, uri: str, offset: int, index: int | None, reason: str, raw: bytes, n_bytes: int) -> None:
+    def _redact_run(self, run: ParsedRun) -> None:
+        row, found = redact_row({"prompt": run.prompt, "messages": [message._asdict() for message in run.messages]})
+        run.prompt, run.messages = row["prompt"], [ParsedMessage(**message) for message in row["messages"]]
+        self.redacted.update(found)
+
+    def _redact_text(self, text: str) -> str:
+        text, found = redact_text(text)
+        self.redacted.update(found)
+        return text
+
+    def _reject(
+        self, uri: str, offset: int, line: int, index: int | None, reason: str, raw: bytes, n_bytes: int
+    ) -> None:
         text = raw[:_RAW_LIMIT].decode("utf-8", errors="backslashreplace")
-        line = count_lines_before(uri, offset)
+        if self._config.redact:
+            more = raw[: _RAW_LIMIT + _REDACTED_BEYOND].decode("utf-8", errors="backslashreplace")
+            text, reason = self._redact_text(more)[:_RAW_LIMIT], self._redact_text(reason)
         self.rejected.append(
             QuarantineRow(
                 file=uri, offset=offset, line=line, index=index, reason=reason[:500], raw=text, raw_bytes=n_bytes
@@ -104,6 +133,7 @@ class _UnitReader:
 def _count_missing(table: pa.Table) -> dict[str, dict[str, int]]:
     """Count, for each format, the rows and the nulls in the columns that formats may lack."""
     counts: dict[str, dict[str, int]] = {"formats": {}, "missing": {}}
+    table = table.select(["source_format", *_OPTIONAL_COLUMNS])
     for name in pc.unique(table["source_format"]).to_pylist():
         rows = table.filter(pc.equal(table["source_format"], name))
         counts["formats"][name] = rows.num_rows
@@ -120,20 +150,23 @@ def ingest_unit(unit: Unit, *, ingest: dict[str, Any], score: dict[str, Any]) ->
     texts_uri = task_texts_uri(run)
     task_texts = storage.read_json(texts_uri) if storage.stat(texts_uri) else {}
     reader = _UnitReader(config, int(ingest["n_buckets"]), task_texts)
-    for part in unit["ranges"]:
-        reader.read_range(FileRange(**part))
-    table, row_groups = reader.builder.build()
+    with pause_garbage_collection():
+        for part in unit["ranges"]:
+            reader.read_range(FileRange(**part))
+        table, row_groups = reader.builder.build()
     table = score_table(table, ScoreConfig(**score))
     if reader.rejected:
-        lines = "".join(row.model_dump_json() + "\n" for row in reader.rejected)
-        storage.write_bytes(storage.join(run, "quarantine", part_name(index, "jsonl")), lines.encode())
+        storage.write_bytes(storage.join(run, "quarantine", part_name(index, "jsonl")), _dump_rows(reader.rejected))
     storage.write_parquet(storage.join(run, "trajectories", part_name(index)), table, [size for _, size in row_groups])
     return {
         "rows_in": reader.rows_in,
         "rows_out": reader.rows_out,
         "rejected": len(reader.rejected),
         "row_groups": row_groups,
+        "n_lines": reader.n_lines,
+        "rejected_lines": [row.line for row in reader.rejected],
         "score": score,
+        "redacted": dict(sorted(reader.redacted.items())),
         **_count_missing(table),
     }
 
@@ -171,11 +204,60 @@ def run_ingest(
     plan, task_texts, total_bytes = make_plan(uris, ingest)
     check_run_folder(run, must_exist=False)
     _check_same_weights(run, score, overwrite=overwrite)
+    if ingest.redact:
+        task_texts = {task_id: redact_text(text)[0] for task_id, text in task_texts.items()}
     if task_texts:
         storage.write_json(task_texts_uri(run), task_texts)
     factory = partial(_make_ingest_unit, dict(plan.settings["ingest"]), score.model_dump())
     on_ray = uses_ray(runtime, is_large=total_bytes > 256 * 2**20) if on_ray is None else on_ray
-    return run_stage(run, plan, Work(factory), runtime, on_ray=on_ray, overwrite=overwrite)
+    report = run_stage(run, plan, Work(factory), runtime, on_ray=on_ray, overwrite=overwrite)
+    _number_quarantine_lines(run, plan.units)
+    if report.units_run and (changed := warn_of_changes(plan.settings["inputs"])):
+        report.counts["inputs_changed"] = changed
+    return report
+
+
+def _number_quarantine_lines(run: str, units: Sequence[Unit]) -> None:
+    """Turn the line numbers of rejected records from counts within a byte range into counts within the file.
+
+    A unit cannot know how many lines stand before its range, and to count them there would make ingest quadratic. The
+    numbers are made from the manifests, so that doing it again changes nothing.
+    """
+    manifests = read_manifests(run, "ingest")
+    lines_before: Counter[str] = Counter()
+    for index, unit in enumerate(units):
+        manifest = manifests[index]
+        if any(lines_before[part["uri"]] for part in unit["ranges"]) and manifest["rejected"]:
+            uri = storage.join(run, "quarantine", part_name(index, "jsonl"))
+            rows = [QuarantineRow(**json.loads(text)) for text in storage.read_bytes(uri).splitlines()]
+            for row, line in zip(rows, manifest["rejected_lines"], strict=True):
+                row.line = line + lines_before[row.file]
+            storage.write_bytes(uri, _dump_rows(rows))
+        for part, n_lines in zip(unit["ranges"], manifest["n_lines"], strict=True):
+            lines_before[part["uri"]] += n_lines
+
+
+def _dump_rows(rows: Sequence[QuarantineRow]) -> bytes:
+    return "".join(row.model_dump_json() + "\n" for row in rows).encode()
+
+
+def warn_of_changes(planned: Mapping[str, Sequence[int]]) -> int:
+    """Name, on stderr, the inputs that changed while they were read; plain JSONL was read up to its planned size.
+
+    Args:
+        planned: [size in bytes, modification time in ns] of each input when the run was planned.
+
+    Returns:
+        How many changed or vanished.
+    """
+    changed = 0
+    for uri, (size, modified) in planned.items():
+        file = storage.stat(uri)
+        if file is None or [file.size_bytes, file.modified_ns] != [size, modified]:
+            changed += 1
+            now = "is gone" if file is None else f"has {file.size_bytes:,} bytes"
+            print(f"changed while it was read: {uri} had {size:,} bytes, now {now}", file=sys.stderr)
+    return changed
 
 
 def _check_same_weights(run: str, score: ScoreConfig, *, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ from celr_ray.stage import StagePlan, hash_json
 from celr_ray.storage import StoredFile
 
 _LOG_EXTENSIONS = (".json", ".jsonl", ".ndjson", ".log", ".traj", "")
+_RUN_MARK = "/plans/ingest.json"
 _GZIP_RATIO = 6
 _BYTES_PER_BUCKET = 64 * 2**20
 _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
@@ -24,8 +25,9 @@ _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
 def find_files(uris: Sequence[str]) -> list[StoredFile]:
     """Find all input files, each once, sorted by URI.
 
-    In folders and globs only files with a log's extension count (.json, .jsonl, .ndjson, .log, .traj, none; with .gz or
-    .zst); a file that is named itself always counts.
+    Run folders of this package below a given folder are left out. In folders and globs only files with a log's
+    extension count (.json, .jsonl, .ndjson, .log, .traj, none; with .gz or .zst); a file that is named itself always
+    counts.
 
     Raises:
         InputError: a path does not exist, or there is no log file at all.
@@ -35,6 +37,9 @@ def find_files(uris: Sequence[str]) -> list[StoredFile]:
         for file in storage.expand(uri):
             if file.uri == uri or split_extension(file.uri)[0] in _LOG_EXTENSIONS:
                 found[file.uri] = file
+    runs = [uri.removesuffix(_RUN_MARK) for uri in found if uri.endswith(_RUN_MARK)]
+    for uri in [uri for uri in found if any(uri.startswith(f"{run}/") for run in runs)]:
+        del found[uri]
     if not found:
         raise InputError(
             f"no log files in {', '.join(uris)}: looked for .json, .jsonl, .ndjson, .traj, also .gz and .zst"
@@ -98,9 +103,9 @@ def plan_units(files: Sequence[StoredFile], config: IngestConfig) -> list[Unit]:
 
 
 def _cut(file: StoredFile, split_bytes: int) -> list[tuple[FileRange, int]]:
-    n_parts = max(-(-file.size_bytes // split_bytes), 1) if is_splittable(file.uri) else 1
-    if n_parts == 1:
+    if not is_splittable(file.uri) or file.size_bytes == 0:
         return [(FileRange(file.uri), file.size_bytes)]
+    n_parts = -(-file.size_bytes // split_bytes)
     step = -(-file.size_bytes // n_parts)
     starts = range(0, file.size_bytes, step)
     return [(FileRange(file.uri, start, min(start + step, file.size_bytes)), step) for start in starts]

@@ -7,13 +7,31 @@ from collections.abc import Iterator
 import msgspec
 
 from celr_ray.errors import RecordError
+from celr_ray.logs.atif import ATIF
 from celr_ray.logs.base import LogReader, ReadItem, SourceContext, decode
 from celr_ray.logs.celr import CELR_BENCHMARK, CELR_PLAN, CELR_STEP
+from celr_ray.logs.chat import CHAT
+from celr_ray.logs.intercode import INTERCODE
+from celr_ray.logs.reflexion import REFLEXION
+from celr_ray.logs.swe_agent import MINI_SWE_AGENT, SWE_AGENT
 from celr_ray.logs.tau2_bench import TAU2_BENCH
 from celr_ray.logs.tau_bench import TAU_BENCH
 
 READERS: dict[str, LogReader] = {
-    reader.name: reader for reader in (CELR_PLAN, CELR_STEP, CELR_BENCHMARK, TAU_BENCH, TAU2_BENCH)
+    reader.name: reader
+    for reader in (
+        CELR_PLAN,
+        CELR_STEP,
+        CELR_BENCHMARK,
+        TAU_BENCH,
+        TAU2_BENCH,
+        ATIF,
+        SWE_AGENT,
+        MINI_SWE_AGENT,
+        INTERCODE,
+        REFLEXION,
+        CHAT,  # last: every object with `messages` that no other reader knows
+    )
 }
 
 _KEYS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -70,7 +88,7 @@ class RecordReader:
         if reader is None:
             reader = self._last
             try:
-                if reader is not None:
+                if reader is not None and not reader.shares_keys:
                     yield from [(reader.name, item) for item in reader.read(raw, context)]
                     return
             except RecordError:

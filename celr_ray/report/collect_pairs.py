@@ -31,7 +31,11 @@ REASON_TEXTS = {
     "no_judgment": "fewer than two runs have a verdict of the judge",
     "judge_tied": "the judge scores the runs alike",
     "judge_contradicts_outcome": "the judge prefers a failed run to one that succeeded",
-    "no_usable_text": "runs were chosen, but their texts make no pair",
+    "equal_texts": "the runs to compare are the same text",
+    "empty_answer": "one of the runs to compare has no words of the agent",
+    "no_task_text": "the runs share no prompt, and the log does not hold the task's text",
+    "different_system_texts": "the runs to compare worked under different system texts",
+    "different_task_texts": "runs with one task id were given different tasks",
     "no_sft_data": "no SFT data was given",
     "no_sft_for_prompt": "the SFT data has no response to this prompt",
 }

@@ -7,7 +7,7 @@ two levels. Only messages and the task's text are used: no score, cost, status o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from celr_ray.schema import Level
 
@@ -21,6 +21,10 @@ class SplitPair(NamedTuple):
     prompt: list[Mapping[str, Any]]
     chosen: list[Mapping[str, Any]]
     rejected: list[Mapping[str, Any]]
+
+
+NoSplit = Literal["equal_texts", "empty_answer", "no_task_text", "different_system_texts", "different_task_texts"]
+"""Why two runs have no common prompt to be compared on."""
 
 
 class SplitRun(NamedTuple):
@@ -66,7 +70,7 @@ def has_agent_message(messages: Messages) -> bool:
     )
 
 
-def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> SplitPair | None:
+def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> SplitPair | NoSplit:
     """Cut two runs of one task where they part.
 
     level `step` if the first message that differs is the agent's in both; else `trajectory`.
@@ -77,37 +81,36 @@ def split_pair(chosen: Messages, rejected: Messages, task_text: str | None) -> S
         task_text: the task as text, for prompts of level `trajectory`; None if unknown.
 
     Returns:
-        None if the two texts are equal, or there is no common prompt: different system texts, no task text and
-        nothing shared, an agent that says nothing, or one run is the beginning of the other.
+        Why there is no pair, if the texts are equal, an agent says nothing, the system texts differ, or there is
+        neither a task text nor a message that both runs share before they part.
     """
     shared = count_shared(chosen, rejected)
     if shared == len(chosen) == len(rejected):
-        return None
+        return "equal_texts"
     prompt = list(chosen[:shared])
     after, other = list(chosen[shared:]), list(rejected[shared:])
+    if not (has_agent_message(chosen) and has_agent_message(rejected)):
+        return "empty_answer"
     part_at_agent = bool(after) and bool(other) and after[0]["role"] == other[0]["role"] == "assistant"
-    if part_at_agent and not (has_agent_message(after) and has_agent_message(other)):
-        return None
-    if part_at_agent and (_has_user(prompt) or task_text):
-        if not _has_user(prompt):
-            system = _leading_system(prompt)
-            prompt = [*system, make_message("user", task_text or ""), *prompt[len(system) :]]
-        return SplitPair("step", prompt, after, other)
-    return _split_whole(chosen, rejected, task_text, shared)
+    if not part_at_agent:
+        return _split_whole(chosen, rejected, task_text)
+    if not (has_agent_message(after) and has_agent_message(other)):
+        return "empty_answer"
+    if task_text and not _has_user(prompt):
+        system = _leading_system(prompt)
+        prompt = [*system, make_message("user", task_text), *prompt[len(system) :]]
+    return SplitPair("step", prompt, after, other) if prompt else "no_task_text"
 
 
-def _split_whole(chosen: Messages, rejected: Messages, task_text: str | None, shared: int) -> SplitPair | None:
+def _split_whole(chosen: Messages, rejected: Messages, task_text: str | None) -> SplitPair | NoSplit:
     system = _leading_system(chosen)
     if [dict(m) for m in system] != [dict(m) for m in _leading_system(rejected)]:
-        return None
-    if task_text:
-        prompt = [*system, make_message("user", task_text)]
-        after = _without_task(chosen[len(system) :], task_text)
-        other = _without_task(rejected[len(system) :], task_text)
-    else:
-        prompt, after, other = list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
-    if len(prompt) == len(system) or not has_agent_message(after) or not has_agent_message(other):
-        return None
+        return "different_system_texts"
+    if not task_text:
+        return "no_task_text"
+    prompt = [*system, make_message("user", task_text)]
+    after = _without_task(chosen[len(system) :], task_text)
+    other = _without_task(rejected[len(system) :], task_text)
     return SplitPair("trajectory", prompt, after, other)
 
 

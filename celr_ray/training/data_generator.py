@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from celr_ray.config import PairConfig
-from celr_ray.schema import KtoRow, PairType, PreferencePair
-from celr_ray.training.conversations import make_message, split_pair, split_run
+from celr_ray.errors import ConfigError
+from celr_ray.schema import KtoRow, PairType, PreferencePair, TrajectoryScore
+from celr_ray.training.conversations import NoSplit, SplitPair, make_message, split_pair, split_run
 from celr_ray.training.preference import Candidate, Choice, ScoredType, is_one_sided, iter_choices
 
 Row = Mapping[str, Any]
@@ -63,8 +64,8 @@ def make_pairs(
         if len(pairs) == cap:
             break
         chosen, rejected = texts[choice.chosen.trajectory_id], texts[choice.rejected.trajectory_id]
-        split = split_pair(chosen["messages"], rejected["messages"], chosen["prompt"] or rejected["prompt"])
-        if split is None:
+        split = split_rows(chosen, rejected)
+        if isinstance(split, str):
             continue
         ids = (choice.chosen.trajectory_id, choice.rejected.trajectory_id)
         pairs.append(
@@ -85,6 +86,17 @@ def make_pairs(
             )
         )
     return pairs
+
+
+def split_rows(chosen: Row, rejected: Row) -> SplitPair | NoSplit:
+    """Cut two trajectory rows into the texts of a pair, or say why they make none.
+
+    Two different task texts under one task_id are two tasks (CELR's own ids are not unique across projects).
+    """
+    prompts = {normalise_prompt(row["prompt"]) for row in (chosen, rejected) if row["prompt"]}
+    if len(prompts) > 1:
+        return "different_task_texts"
+    return split_pair(chosen["messages"], rejected["messages"], chosen["prompt"] or rejected["prompt"])
 
 
 def _make_pair_id(*parts: str) -> str:
@@ -199,15 +211,17 @@ class PreferencePairGenerator:
         self.config = config or PairConfig()
 
     def create_dpo_pairs(
-        self, scored: Sequence[Row], judge_scores: Mapping[str, float | None] | None = None
+        self, scored: Sequence[Row | TrajectoryScore], judge_scores: Mapping[str, float | None] | None = None
     ) -> list[PreferencePair]:
         """Pair high-scoring with low-scoring runs of the same task.
 
         Args:
-            scored: trajectory rows with their scores (`schema.Trajectory` as dicts).
+            scored: what `TrajectoryScorer.rank` returns, or trajectory rows with their scores (`schema.Trajectory` as
+                dicts).
             judge_scores: judge score by trajectory_id, to break ties; None = no judge.
         """
-        return self._create(scored, judge_scores or {}, "dpo")
+        rows = [_as_row(item) for item in scored]
+        return self._create(rows, judge_scores or {}, "dpo")
 
     def create_self_reward_pairs(
         self, rows: Sequence[Row], judge_scores: Mapping[str, float | None]
@@ -257,6 +271,14 @@ class PreferencePairGenerator:
             choices = take_choices(candidates, pair_type, self.config)
             pairs += make_pairs(task_id, pair_type, choices, texts, self.config)
         return pairs
+
+
+def _as_row(item: Row | TrajectoryScore) -> Row:
+    if not isinstance(item, TrajectoryScore):
+        return item
+    if item.trajectory is None:
+        raise ConfigError("this TrajectoryScore does not hold its trajectory; use one that TrajectoryScorer made")
+    return item.trajectory
 
 
 def _as_spin_row(response: Mapping[str, Any]) -> dict[str, Any] | None:

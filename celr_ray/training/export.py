@@ -7,6 +7,7 @@
 
 One unit a task bucket, one file a unit, only where there are rows: a Parquet file or a split without rows makes
 `datasets.load_dataset` fail. The split is by task. The row rules are in `convert`; this module only moves rows.
+Secrets are taken out before the conversion, so that a pair which they alone told apart counts as identical there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from celr_ray import storage
 from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
 from celr_ray.config import ExportConfig, RuntimeConfig
 from celr_ray.errors import InputError, RunMismatchError
+from celr_ray.redact import redact_row
 from celr_ray.runtime import Manifest, Unit, Work
 from celr_ray.schema import PreferencePair
 from celr_ray.stage import StagePlan, StageReport, is_complete, part_name, read_manifests, read_plan, run_stage
@@ -146,24 +148,25 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: str, schema: pa.Schema) 
     return len(rows)
 
 
-def _convert_all(pairs: Iterable[PreferencePair], converter: _Converter) -> list[Row]:
-    converted = (converter(pair.model_dump()).row for pair in pairs)
+def _convert_all(pairs: Iterable[PreferencePair], converter: _Converter, redact: bool) -> list[Row]:
+    rows = (pair.model_dump() for pair in pairs)
+    converted = (converter(redact_row(row)[0] if redact else row).row for row in rows)
     return [row for row in converted if row is not None]
 
 
-def write_trl(pairs: Iterable[PreferencePair], path: str) -> int:
+def write_trl(pairs: Iterable[PreferencePair], path: str, *, redact: bool = True) -> int:
     """Write pairs as TRL preference rows; returns how many had a place in them (see `convert.to_trl`)."""
-    return write_rows(_convert_all(pairs, convert.to_trl), path, TRL_SCHEMA)
+    return write_rows(_convert_all(pairs, convert.to_trl, redact), path, TRL_SCHEMA)
 
 
-def write_sharegpt_dpo(pairs: Iterable[PreferencePair], path: str) -> int:
+def write_sharegpt_dpo(pairs: Iterable[PreferencePair], path: str, *, redact: bool = True) -> int:
     """Write pairs as ShareGPT preference rows; returns how many had a place in them (see `convert.to_axolotl`)."""
-    return write_rows(_convert_all(pairs, convert.to_sharegpt_dpo), path, SHAREGPT_DPO_SCHEMA)
+    return write_rows(_convert_all(pairs, convert.to_sharegpt_dpo, redact), path, SHAREGPT_DPO_SCHEMA)
 
 
-def write_spin(pairs: Iterable[PreferencePair], path: str) -> int:
+def write_spin(pairs: Iterable[PreferencePair], path: str, *, redact: bool = True) -> int:
     """Write pairs as SPIN rows; returns how many had a place in them (see `convert.to_spin`)."""
-    return write_rows(_convert_all(pairs, convert.to_spin), path, SPIN_SCHEMA)
+    return write_rows(_convert_all(pairs, convert.to_spin, redact), path, SPIN_SCHEMA)
 
 
 class ExportUnit:
@@ -177,6 +180,7 @@ class ExportUnit:
         run, index = unit["run"], unit["index"]
         self._rows: dict[tuple[str, str], list[tuple[int, str, Row]]] = defaultdict(list)
         self._losses: Counter[str] = Counter()
+        self._redacted: Counter[str] = Counter()
         read = {"pairs": 0, "unpaired": 0}
         n_written = 0
         for folder, id_column in (("pairs", "pair_id"), ("unpaired", "trajectory_id")):
@@ -198,15 +202,19 @@ class ExportUnit:
             "n_unpaired": read["unpaired"],
             **counts,
             "losses": {name: count for name, count in sorted(self._losses.items()) if count},
+            "redacted": dict(sorted(self._redacted.items())),
         }
 
     def _add(self, row: Mapping[str, Any], row_id: str, converters: Iterable[tuple[str, _Converter]]) -> bool:
         """Convert one input for all requested formats; tell whether any of them took it."""
         is_written = False
+        formats = self._config.formats
+        wanted = [(folder, converter) for folder, converter in converters if TARGETS[folder].format in formats]
+        if wanted and self._config.redact:
+            row, found = redact_row(row)
+            self._redacted.update(found)
         split = "test" if is_test_task(row["task_id"], self._config.test_fraction) else "train"
-        for folder, converter in converters:
-            if TARGETS[folder].format not in self._config.formats:
-                continue
+        for folder, converter in wanted:
             converted, losses = converter(row)
             self._losses.update(losses)
             if converted is not None:

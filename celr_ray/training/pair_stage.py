@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from celr_ray import storage
-from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
+from celr_ray.buckets import pause_garbage_collection, plan_bucket_units, read_bucket, read_rows
 from celr_ray.config import PairConfig, RuntimeConfig
 from celr_ray.errors import InputError, RunMismatchError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -21,28 +21,30 @@ from celr_ray.schema import KTO_SCHEMA, PAIR_SCHEMA, TASK_SCHEMA, KtoRow, Prefer
 from celr_ray.stage import StagePlan, StageReport, is_complete, part_name, read_manifests, read_plan, run_stage
 from celr_ray.training.data_generator import (
     index_sft,
-    make_candidate,
     make_kto_rows,
     make_pairs,
     make_spin_pairs,
     normalise_prompt,
+    split_rows,
     take_choices,
 )
 from celr_ray.training.preference import Candidate, Choice, ScoredType, explain_no_pair, is_one_sided
 
-_LIGHT = ("task_id", "success", "success_score", "composite_score", "model")
+_CANDIDATE = ("success", "success_score", "composite_score", "model")
+_LIGHT = ("task_id", *_CANDIDATE)
 _TEXTS = ("task_id", "messages", "prompt", "model")
 _SCORED_TYPES: tuple[ScoredType, ...] = ("dpo", "self_reward")
 _LARGE_ROWS = 200_000
 
 
-@dataclass
+@dataclass(slots=True)
 class _Task:
     """One task on its way through a unit."""
 
     task_id: str
     candidates: list[Candidate]
     choices: dict[ScoredType, list[Choice]] = field(default_factory=dict)
+    text_reasons: dict[ScoredType, str] = field(default_factory=dict)
     kto_ids: list[str] = field(default_factory=list)
     spin_ids: list[str] = field(default_factory=list)
 
@@ -76,7 +78,10 @@ def pair_plan(run: str, config: PairConfig) -> StagePlan:
         InputError: SFT data is missing.
         RunMismatchError: ingest or the judge is unfinished.
     """
-    ingest, judge = read_plan(run, "ingest"), read_plan(run, "judge")
+    ingest = read_plan(run, "ingest")
+    judge = (
+        read_plan(run, "judge") if read_manifests(run, "judge") else None
+    )  # a plan alone is a judge that never began
     if ingest is None or not is_complete(run, "ingest"):
         raise RunMismatchError(
             f"{run}: ingest is not finished; run `celr-ray pipeline` or `celr-ray score` again first"
@@ -132,6 +137,7 @@ def _make_pair_unit(settings: dict[str, Any]) -> UnitFunction:
     return partial(pair_unit, config=config, sft=index_sft(read_sft(config.sft)))
 
 
+@pause_garbage_collection()
 def pair_unit(unit: Unit, *, config: PairConfig, sft: dict[str, list[str]]) -> Manifest:
     """Pair the tasks of one bucket and write pairs, unpaired rows and the task table."""
     run, index = unit["run"], unit["index"]
@@ -142,13 +148,13 @@ def pair_unit(unit: Unit, *, config: PairConfig, sft: dict[str, list[str]]) -> M
         _choose(task, config)
     if sft:
         _choose_spin(light, tasks, sft, config)
-    texts = read_rows(run, unit["row_groups"], _needed_ids(tasks.values()), _TEXTS)
+    built = _build_all(tasks.values(), partial(read_rows, run, unit["row_groups"], columns=_TEXTS), sft, config)
     copies = _count_copies(run, unit["row_groups"]) if duplicates else {}
     pairs: list[PreferencePair] = []
     kto: list[KtoRow] = []
     summaries: list[TaskSummary] = []
     for task in tasks.values():
-        own_pairs, own_kto = _build(task, texts, sft, config)
+        own_pairs, own_kto = built[task.task_id]
         pairs += own_pairs
         kto += own_kto
         summaries.append(_summarise(task, own_pairs, own_kto, copies.get(task.task_id, 0), has_sft=bool(sft)))
@@ -167,9 +173,13 @@ def _read_judge_scores(run: str, parts: Sequence[int]) -> dict[str, float | None
 
 def _group_tasks(light: pa.Table, judge_scores: dict[str, float | None]) -> dict[str, _Task]:
     tasks: dict[str, _Task] = {}
-    for row in light.to_pylist():
-        task = tasks.setdefault(row["task_id"], _Task(row["task_id"], []))
-        task.candidates.append(make_candidate(row, judge_scores.get(row["trajectory_id"])))
+    columns = [light[name].to_pylist() for name in ("task_id", "trajectory_id", *_CANDIDATE)]
+    for task_id, trajectory_id, success, success_score, composite_score, model in zip(*columns, strict=True):
+        task = tasks.get(task_id)
+        if task is None:
+            task = tasks[task_id] = _Task(task_id, [])
+        judge_score = judge_scores.get(trajectory_id)
+        task.candidates.append(Candidate(trajectory_id, success, success_score, composite_score, judge_score, model))
     return tasks
 
 
@@ -190,12 +200,39 @@ def _choose_spin(light: pa.Table, tasks: dict[str, _Task], sft: dict[str, list[s
             ids.append(trajectory_id)
 
 
-def _needed_ids(tasks: Any) -> set[str]:
+def _build_all(
+    tasks: Collection[_Task],
+    read_texts: Callable[[Collection[str]], dict[str, dict[str, Any]]],
+    sft: dict[str, list[str]],
+    config: PairConfig,
+) -> dict[str, tuple[list[PreferencePair], list[KtoRow]]]:
+    """Build the rows of each task, by task_id.
+
+    The texts of spare choices are read only for the few tasks in which a better choice fell away for its texts.
+    """
+    cap = 1 if config.strategy == "best_worst" else config.max_pairs_per_task
+    texts = read_texts(_needed_ids(tasks, cap))
+    built = {task.task_id: _build(task, texts, sft, config, cap) for task in tasks}
+    short = [task for task in tasks if _is_short(task, built[task.task_id][0], cap)]
+    if short:
+        texts = read_texts(_needed_ids(short, None))
+        built.update((task.task_id, _build(task, texts, sft, config, None)) for task in short)
+    return built
+
+
+def _is_short(task: _Task, pairs: Sequence[PreferencePair], cap: int) -> bool:
+    """Tell whether a task has spare choices and fewer pairs of a type than it may have."""
+    types = Counter(pair.pair_type for pair in pairs)
+    return any(len(choices) > cap > types[pair_type] for pair_type, choices in task.choices.items())
+
+
+def _needed_ids(tasks: Collection[_Task], n_choices: int | None) -> set[str]:
+    """Return the runs whose texts the first `n_choices` choices of each pair type need; None = all choices."""
     needed: set[str] = set()
     for task in tasks:
         needed.update(task.kto_ids, task.spin_ids)
         for choices in task.choices.values():
-            for choice in choices:
+            for choice in choices[:n_choices]:
                 needed.update((choice.chosen.trajectory_id, choice.rejected.trajectory_id))
     return needed
 
@@ -214,11 +251,21 @@ def _count_copies(run: str, row_groups: Sequence[Sequence[int]]) -> dict[str, in
 
 
 def _build(
-    task: _Task, texts: dict[str, dict[str, Any]], sft: dict[str, list[str]], config: PairConfig
+    task: _Task,
+    texts: dict[str, dict[str, Any]],
+    sft: dict[str, list[str]],
+    config: PairConfig,
+    n_choices: int | None,
 ) -> tuple[list[PreferencePair], list[KtoRow]]:
     pairs: list[PreferencePair] = []
     for pair_type in _SCORED_TYPES:
-        pairs += make_pairs(task.task_id, pair_type, task.choices[pair_type], texts, config)
+        choices = task.choices[pair_type][:n_choices]
+        made = make_pairs(task.task_id, pair_type, choices, texts, config)
+        if choices and not made:
+            best = choices[0]
+            reason = split_rows(texts[best.chosen.trajectory_id], texts[best.rejected.trajectory_id])
+            task.text_reasons[pair_type] = str(reason)
+        pairs += made
     pairs += make_spin_pairs(task.task_id, [texts[i] for i in task.spin_ids], sft, config)
     kto_texts = {i: texts[i] for i in task.kto_ids}
     return pairs, make_kto_rows(task.task_id, task.candidates, kto_texts, config.max_kto_per_task)
@@ -233,7 +280,7 @@ def _summarise(
     reasons = {
         pair_type: None
         if types[pair_type]
-        else explain_no_pair(task.candidates, pair_type, had_choice=bool(task.choices[pair_type]))
+        else task.text_reasons.get(pair_type) or explain_no_pair(task.candidates, pair_type)
         for pair_type in _SCORED_TYPES
     }
     return TaskSummary(

@@ -6,6 +6,7 @@ Every stage can be run alone; running the same command again finishes what is mi
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, run_units, uses
 from celr_ray.stage import (
     StageReport,
     add_counts,
-    check_run_folder,
+    delete_from,
     is_complete,
     manifest_uri,
     open_stage,
@@ -69,8 +70,14 @@ class TrainingReport:
             f"({self.count('pair', 'levels.step'):,} step, {self.count('pair', 'levels.trajectory'):,} trajectory)"
         )
         parts.append(f"{self.count('pair', 'kto_rows'):,} KTO rows")
-        where = f"; report: {self.report_uri}" if self.report_uri else ""
+        where = f"; report: {shorten_path(self.report_uri)}" if self.report_uri else ""
         return f"{'; '.join(parts)}; {self.seconds:.0f} s{where}"
+
+
+def shorten_path(uri: str) -> str:
+    """Return a local path below the working folder relative to it, anything else unchanged."""
+    here = os.getcwd() + os.sep
+    return uri.removeprefix(here)
 
 
 Announce = Callable[[StageReport], None]
@@ -94,7 +101,7 @@ def rescore_unit(unit: Unit, *, score: Mapping[str, Any]) -> Manifest:
     """Score one part again and note the weights in its ingest manifest."""
     uri = storage.join(unit["run"], "trajectories", part_name(unit["index"]))
     table = score_table(storage.read_parquet(uri), ScoreConfig(**score))
-    manifest = read_manifests(unit["run"], "ingest")[unit["index"]]
+    manifest = storage.read_json(manifest_uri(unit["run"], "ingest", unit["index"]))
     storage.write_parquet(uri, table, [size for _, size in manifest["row_groups"]])
     storage.write_json(manifest_uri(unit["run"], "ingest", unit["index"]), {**manifest, "score": dict(score)})
     return {"index": unit["index"], "rows_in": table.num_rows, "rows_out": table.num_rows, "rejected": 0}
@@ -155,12 +162,14 @@ def run_pipeline(
         result.stages.append(report)
         announce(report)
 
-    if not job.overwrite:
-        _check_later_stages(job)
+    judge = (
+        job.judge if llm is None or job.judge.is_enabled else job.judge.model_copy(update={"model_source": llm.name})
+    )
+    _check_later_stages(job, judge)
     finish(_run_ingest_and_score(job))
-    if job.judge.is_enabled or llm is not None:
-        on_ray = llm is None and uses_ray_for_judge(job.runtime, job.judge)
-        finish(run_judge(job.out, job.judge, job.runtime, on_ray=on_ray, overwrite=job.overwrite, llm=llm))
+    if judge.is_enabled:
+        on_ray = llm is None and uses_ray_for_judge(job.runtime, judge)
+        finish(run_judge(job.out, judge, job.runtime, on_ray=on_ray, overwrite=job.overwrite, llm=llm))
     finish(run_pair(job.out, job.pair, job.runtime, overwrite=job.overwrite))
     on_ray = uses_ray(job.runtime, is_large=result.count("pair", "pairs") > 100_000)
     finish(run_export(job.out, job.export, job.runtime, on_ray=on_ray, overwrite=job.overwrite))
@@ -170,14 +179,36 @@ def run_pipeline(
     return result
 
 
-def _check_later_stages(job: PipelineJob) -> None:
-    """Refuse changed settings of any finished stage before work starts, not after hours of it."""
-    if storage.is_directory(job.out) and read_plan(job.out, "ingest") is not None:
-        check_run_folder(job.out, must_exist=True)
-        if is_complete(job.out, "ingest") and read_plan(job.out, "judge") is not None and job.judge.is_enabled:
-            open_stage(job.out, judge_plan(job.out, job.judge), overwrite=False)
-        if is_complete(job.out, "pair"):
-            open_stage(job.out, pair_plan(job.out, job.pair), overwrite=False)
+def _check_later_stages(job: PipelineJob, judge: JudgeConfig) -> None:
+    """Refuse changed settings of any later stage before work starts, not after hours of it.
+
+    With `overwrite`, a judge stage that is no longer wanted is deleted with what was made of it.
+    """
+    if read_plan(job.out, "ingest") is None or not is_complete(job.out, "ingest"):
+        return
+    judged = read_manifests(job.out, "judge")
+    if job.overwrite:
+        if judged and not judge.is_enabled:
+            delete_from(job.out, "judge")
+        return
+    if judged and not judge.is_enabled:
+        raise RunMismatchError(
+            f"{job.out} was judged, and --judge.model-source is none now: give the same judge, or --overwrite to drop "
+            "the judgments, or another folder"
+        )
+    wanted = judge_plan(job.out, judge) if judge.is_enabled else None
+    if wanted is not None and judged:
+        open_stage(job.out, wanted, overwrite=False)
+    paired = read_plan(job.out, "pair")
+    if paired is None or not read_manifests(job.out, "pair"):
+        return
+    if paired["settings"]["judge"] != (wanted.fingerprint if wanted else None):
+        raise RunMismatchError(
+            f"{job.out} holds pairs made {'with another' if paired['settings']['judge'] else 'without a'} judge: use "
+            "--overwrite to make them again (the trajectories stay), or another folder"
+        )
+    if is_complete(job.out, "judge") or wanted is None:
+        open_stage(job.out, pair_plan(job.out, job.pair), overwrite=False)
 
 
 class TrainingPipeline:

@@ -8,8 +8,7 @@ cost or efficiency: that would teach an agent to fail cheaply.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from celr_ray.config import PairConfig
 
@@ -19,8 +18,7 @@ _EQUAL = 1e-9
 _TRIES_PER_PAIR = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """The light columns of one run of a task.
 
     Attributes:
@@ -40,8 +38,7 @@ class Candidate:
     model: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """One ordered pair of runs with the scores that decided."""
 
     chosen: Candidate
@@ -57,7 +54,7 @@ def prefer_by_outcome(a: Candidate, b: Candidate, config: PairConfig) -> Choice 
     """Order two runs for a `dpo` pair: by outcome; if both succeeded, by composite, then by judge."""
     if a.success_score is None or b.success_score is None or a.composite_score is None or b.composite_score is None:
         return None
-    gap = a.success_score - b.success_score
+    gap = float(bool(a.success) - bool(b.success)) or a.success_score - b.success_score
     if abs(gap) <= _EQUAL:
         if not (a.success and b.success):
             return None
@@ -73,8 +70,14 @@ def prefer_by_judge(a: Candidate, b: Candidate, config: PairConfig) -> Choice | 
     choice = _order_by_judge(a, b, config)
     if choice is None:
         return None
-    won, lost = choice.chosen.success_score, choice.rejected.success_score
-    if won is not None and lost is not None and won < lost - _EQUAL:
+    won, lost = choice.chosen, choice.rejected
+    if lost.success and won.success is False:
+        return None
+    if (
+        won.success_score is not None
+        and lost.success_score is not None
+        and won.success_score < lost.success_score - _EQUAL
+    ):
         return None
     return choice
 
@@ -103,8 +106,10 @@ def iter_choices(candidates: Sequence[Candidate], pair_type: ScoredType, config:
         config: margins and the cap; the caller stops at the cap.
     """
     rank, prefer = _RULES[pair_type]
-    usable = [c for c in candidates if _is_usable(c, pair_type)]
-    ordered = sorted(usable, key=lambda c: (rank(c, usable, config), c.trajectory_id))
+    usable = _take_usable(candidates, pair_type)
+    if pair_type == "dpo" and _all_failed_alike(usable):
+        return
+    ordered = sorted(usable, key=lambda c: (rank(c), c.trajectory_id))
     tries = _TRIES_PER_PAIR * config.max_pairs_per_task
     for low, high in _inwards(len(ordered)):
         if tries == 0:
@@ -124,18 +129,24 @@ def _inwards(n: int) -> Iterator[tuple[int, int]]:
                 yield i, j
 
 
-def _is_usable(candidate: Candidate, pair_type: ScoredType) -> bool:
+def _take_usable(candidates: Sequence[Candidate], pair_type: ScoredType) -> list[Candidate]:
+    """Return the runs that have the scores which a pair type needs."""
     if pair_type == "self_reward":
-        return candidate.judge_score is not None
-    return candidate.success_score is not None and candidate.composite_score is not None
+        return [c for c in candidates if c.judge_score is not None]
+    return [c for c in candidates if c.success_score is not None and c.composite_score is not None]
 
 
-def _rank_by_outcome(c: Candidate, usable: Sequence[Candidate], config: PairConfig) -> tuple[float, float, float]:
+def _all_failed_alike(usable: Sequence[Candidate]) -> bool:
+    """Tell whether no two runs can make a `dpo` pair, so that none of them need be compared."""
+    return not any(c.success for c in usable) and len({c.success_score for c in usable}) < 2
+
+
+def _rank_by_outcome(c: Candidate) -> tuple[float, ...]:
     judge = -1.0 if c.judge_score is None else c.judge_score
-    return (c.success_score or 0.0, c.composite_score or 0.0, judge)
+    return (float(bool(c.success)), c.success_score or 0.0, c.composite_score or 0.0, judge)
 
 
-def _rank_by_judge(c: Candidate, usable: Sequence[Candidate], config: PairConfig) -> tuple[float, float, float]:
+def _rank_by_judge(c: Candidate) -> tuple[float, ...]:
     return (c.judge_score or 0.0, c.success_score or 0.0, c.composite_score or 0.0)
 
 
@@ -150,18 +161,16 @@ def is_one_sided(candidates: Sequence[Candidate]) -> bool:
     return len({c.success for c in candidates if c.success is not None}) == 1
 
 
-def explain_no_pair(candidates: Sequence[Candidate], pair_type: ScoredType, *, had_choice: bool) -> str:
-    """Say why a task gave no pair of a type.
+def explain_no_pair(candidates: Sequence[Candidate], pair_type: ScoredType) -> str:
+    """Say why the scores of a task gave no pair of a type.
 
     Returns:
         One of: single_run, no_judgment, outcome_unknown, all_failed, all_succeeded_alike, judge_tied,
-        judge_contradicts_outcome, no_usable_text.
+        judge_contradicts_outcome.
     """
-    if had_choice:
-        return "no_usable_text"
     if len(candidates) < 2:
         return "single_run"
-    usable = [c for c in candidates if _is_usable(c, pair_type)]
+    usable = _take_usable(candidates, pair_type)
     if pair_type == "self_reward":
         if len(usable) < 2:
             return "no_judgment"
@@ -169,7 +178,7 @@ def explain_no_pair(candidates: Sequence[Candidate], pair_type: ScoredType, *, h
         return "judge_contradicts_outcome" if max(scores) - min(scores) > _EQUAL and _has_both(usable) else "judge_tied"
     if len(usable) < 2:
         return "outcome_unknown"
-    return "all_succeeded_alike" if all(c.success for c in usable) else "all_failed"
+    return "all_succeeded_alike" if any(c.success for c in usable) else "all_failed"
 
 
 def _has_both(candidates: Sequence[Candidate]) -> bool:

@@ -46,7 +46,7 @@ def compute_parts(table: pa.Table, config: ScoreConfig) -> Floats:
     if config.default_budget_usd is not None:
         budget = np.where(np.isnan(budget), config.default_budget_usd, budget)
     steps, completed = _floats(table, "n_steps"), _floats(table, "n_steps_completed")
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.stack(
             [
                 np.where(graded, reward, success),
@@ -136,5 +136,5 @@ class TrajectoryScorer:
 
     def _score_rows(self, rows: list[dict[str, Any]]) -> list[TrajectoryScore]:
         table = score_table(pa.Table.from_pylist(rows, schema=TRAJECTORY_SCHEMA), self.config)
-        wanted = table.select(["trajectory_id", *SCORE_COLUMNS, "missing_scores"])
-        return [TrajectoryScore(**row) for row in wanted.to_pylist()]
+        names = ("trajectory_id", *SCORE_COLUMNS, "missing_scores")
+        return [TrajectoryScore(**{name: row[name] for name in names}, trajectory=row) for row in table.to_pylist()]
