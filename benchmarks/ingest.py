@@ -24,7 +24,8 @@ from typing import Any
 from generate_logs import generate
 from measure import PEERS, describe_machine, find_versions, measure, take_medians, timed, write_result
 
-CHUNK_BYTES = 128 * 2**20
+PIECE_BYTES = 1_500_000
+PART_BYTES = 128 * 2**20
 
 
 def run_ours(logs: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -48,31 +49,42 @@ def run_bound(logs: Path, out: Path) -> dict[str, Any]:
     from celr_ray.logs.columns import build_messages
 
     decoder = msgspec.json.Decoder(_PlanLog)
+
+    def build(lines: list[bytes]) -> pa.Table:
+        records = []
+        for line in lines:
+            try:
+                records.append(decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                continue
+        conversations = [
+            [
+                ParsedMessage("user", record.original_request),
+                ParsedMessage("assistant", "\n\n".join(f"{s.description}\n\n{s.output}" for s in record.plan)),
+            ]
+            for record in records
+        ]
+        columns = {
+            "task_id": [record.task_id for record in records],
+            "prompt": [record.original_request for record in records],
+            "cost_usd": [record.total_cost for record in records],
+            "messages": build_messages(conversations),
+        }
+        return pa.table(columns)
+
     n_rows = 0
-    for file in sorted(logs.glob("*.jsonl")):
+    for number, file in enumerate(sorted(logs.glob("*.jsonl"))):
+        pieces: list[pa.Table] = []
         with file.open("rb") as source:
-            while lines := source.readlines(CHUNK_BYTES):
-                records = []
-                for line in lines:
-                    try:
-                        records.append(decoder.decode(line))
-                    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                        continue
-                texts = ["\n\n".join(f"{s.description}\n\n{s.output}" for s in record.plan) for record in records]
-                conversations = [
-                    [ParsedMessage("user", record.original_request), ParsedMessage("assistant", text)]
-                    for record, text in zip(records, texts, strict=True)
-                ]
-                table = pa.table(
-                    {
-                        "task_id": [record.task_id for record in records],
-                        "prompt": [record.original_request for record in records],
-                        "cost_usd": [record.total_cost for record in records],
-                        "messages": build_messages(conversations),
-                    }
-                )
-                storage.write_parquet(str(out / f"{n_rows}.parquet"), table)
-                n_rows += len(records)
+            while lines := source.readlines(PIECE_BYTES):
+                pieces.append(build(lines))
+                if len(pieces) * PIECE_BYTES >= PART_BYTES:
+                    storage.write_parquet(str(out / f"{number}-{n_rows}.parquet"), pa.concat_tables(pieces))
+                    n_rows += sum(piece.num_rows for piece in pieces)
+                    pieces = []
+        if pieces:
+            storage.write_parquet(str(out / f"{number}-{n_rows}.parquet"), pa.concat_tables(pieces))
+            n_rows += sum(piece.num_rows for piece in pieces)
     return {"rows_out": n_rows}
 
 

@@ -77,7 +77,7 @@ def pair_map_groups(run: Path, out: Path) -> dict[str, Any]:
 
     columns = ["task_id", "trajectory_id", "success", "success_score", "composite_score", "messages"]
     data = ray.data.read_parquet(str(run / "trajectories"), columns=columns)
-    data.groupby("task_id").map_groups(_pair_group).write_parquet(str(out), compression="zstd")
+    data.groupby("task_id").map_groups(_pair_group, batch_format="numpy").write_parquet(str(out), compression="zstd")
     kinds = pq.read_table(out, columns=["kind"])["kind"].to_pylist()
     return {"pairs": kinds.count("pair"), "kto_rows": kinds.count("unpaired")}
 
@@ -166,7 +166,8 @@ def main() -> None:
                 "rounds": number + 1,
                 "medians": medians,
                 "cpu_s_of_each_run": {name: [round(run["cpu_s"], 2) for run in found] for name, found in runs.items()},
-                "command": f"python benchmarks/pairing.py --rows {options.rows} --repeats {options.repeats}",
+                "command": f"python benchmarks/pairing.py --rows {options.rows} --repeats {options.repeats} "
+                f"--only {' '.join(options.only)}",
                 "machine": describe_machine(),
                 "versions": {
                     **find_versions(sys.executable, ["celr-ray", "ray", "pyarrow"]),

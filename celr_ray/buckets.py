@@ -2,7 +2,8 @@
 
 Ingest orders the rows of each part by `bucket = crc32(task_id) mod n_buckets` and writes one row group a
 bucket, so that all runs of a task can be read without a shuffle: the bucket's row groups of all parts.
-Exact duplicates (equal `trajectory_id`) are dropped here, for every later stage alike.
+Exact duplicates (equal `trajectory_id`) are dropped here, for every later stage alike. Files are read without Arrow's
+threads: a worker has one CPU, and its threads would share it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read_bucket(
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
             file = pq.ParquetFile(source)
             groups = [group for owner, group in row_groups if owner == part]
-            tables.append(file.read_row_groups(groups, columns=wanted))
+            tables.append(file.read_row_groups(groups, columns=wanted, use_threads=False))
     if not tables:
         schema = TRAJECTORY_SCHEMA if wanted is None else pa.schema([TRAJECTORY_SCHEMA.field(n) for n in wanted])
         return schema.empty_table(), 0
@@ -114,9 +115,10 @@ def read_rows(
             for owner, group in row_groups:
                 if owner != part:
                     continue
-                ids = file.read_row_group(group, columns=["trajectory_id"])["trajectory_id"]
+                ids = file.read_row_group(group, columns=["trajectory_id"], use_threads=False)["trajectory_id"]
                 mask = pc.is_in(ids, value_set=wanted)
                 if pc.any(mask).as_py():
-                    for row in file.read_row_group(group, columns=names).filter(mask).to_pylist():
+                    table = file.read_row_group(group, columns=names, use_threads=False)
+                    for row in table.filter(mask).to_pylist():
                         found.setdefault(row["trajectory_id"], row)
     return found

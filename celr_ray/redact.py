@@ -26,7 +26,9 @@ _PARTS = {"content": False, "tool_calls": True}
 """What of a message is redacted, and whether it is JSON."""
 
 _CONVERSATIONS = ("prompt", "messages", "chosen", "rejected", "completion")
-_MAX_PASSES = 4
+_MAX_PASSES = 10_000
+"""Far more than any text takes; each pass leaves less to find."""
+
 _MAX_DEPTH = 6
 _CACHED_CHARS = 16 * 1024
 _LINE_CHARS = 1024
@@ -38,7 +40,7 @@ _MAX_BLOCK_CHARS = 32 * 1024
 _PLACEHOLDER = re.compile(r"\[REDACTED [^\[\]\n]{1,60}\]")
 _STRING_LITERAL = re.compile(r'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"?')
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-_BOUNDS = re.compile(r"[\s=:\"']*([^\s\"'`\\]*)")
+_BOUNDS = re.compile(r"[\s=:\"']*((?:(?!\[REDACTED )[^\s\"'`\\,;&])*)")
 _TOKEN_TAIL = re.compile(r"[\w-]{0,2048}(?:\.[\w-]{16,2048})?", re.ASCII)
 _BLOCK_END = re.compile(r"-----END[ A-Z0-9]*PRIVATE KEY(?: BLOCK)?-----|Private-(?:MAC|Hash):\s*[0-9a-f]+")
 _KEY_MATERIAL = re.compile(r"[A-Za-z0-9+/]{32}")
@@ -123,8 +125,8 @@ def _extent(text: str, match: re.Match[str]) -> tuple[int, int]:
 
     A private key is found by its first line: it reaches to its last. Else it is the pattern's group if that ends the
     match but for a quote or an @ (`key="SECRET"`), or the whole match, where the group is a mere prefix. It holds no
-    quotes or white space, which some patterns take with it, and goes on to the end of the word, before which others
-    stop (new Stripe keys are four times as long as their pattern).
+    quotes, commas or white space, which some patterns take with it, and goes on to the end of the word, before which
+    others stop (new Stripe keys are four times as long as their pattern).
     """
     if "PRIVATE KEY" in match[0] or "PuTTY" in match[0]:
         return _block_extent(text, match)
@@ -255,7 +257,7 @@ def _redact_once(text: str, rules: _Rules, *, depth: int = 0, is_json: bool = Fa
 
 
 def _redact(text: str, is_json: bool) -> tuple[str, Counts]:
-    """Redact until nothing is found: a placeholder's own words can complete another pattern."""
+    """Redact until nothing is found: a placeholder's words can complete a pattern, and some find the last on a line."""
     rules, counts = _choose_rules(text), Counter[str]()
     for _ in range(_MAX_PASSES if rules else 0):
         text, found = _redact_once(text, rules, is_json=is_json)

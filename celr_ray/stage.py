@@ -21,6 +21,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -30,6 +31,8 @@ from celr_ray.config import RuntimeConfig
 from celr_ray.errors import ConservationError, OutputError, RunMismatchError
 from celr_ray.lock import run_lock
 from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
+
+_READERS = 16
 
 STAGE_ORDER = ("ingest", "judge", "pair", "export", "report", "convert")
 STAGE_FOLDERS = {
@@ -133,11 +136,11 @@ def read_plan(run: str, stage: str) -> dict[str, Any] | None:
 
 def read_manifests(run: str, stage: str) -> dict[int, Manifest]:
     """Return the manifests of the finished units of a stage, by unit number."""
-    found: dict[int, Manifest] = {}
-    for file in storage.list_files(storage.join(run, "manifests", stage)):
-        name = file.uri.rsplit("/", 1)[-1]
-        found[int(name.removeprefix("part-").removesuffix(".json"))] = storage.read_json(file.uri)
-    return found
+    uris = [file.uri for file in storage.list_files(storage.join(run, "manifests", stage))]
+    with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read waits for the network
+        manifests = list(pool.map(storage.read_json, uris))
+    numbers = [int(uri.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".json")) for uri in uris]
+    return dict(zip(numbers, manifests, strict=True))
 
 
 def is_complete(run: str, stage: str) -> bool:

@@ -32,7 +32,7 @@ from celr_ray.remote import RemoteReader
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}-")
-_ONE_SLASH = re.compile(r"[a-z][a-z0-9+]+:/(?!/)")
+_ONE_SLASH = re.compile(r"(^|/)(s3|file|gs|gcs|abfss?|hdfs|viewfs):/(?!/)")
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -59,7 +59,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
-        if _ONE_SLASH.match(uri):
+        if _ONE_SLASH.search(uri):
             raise InputError(f"cannot use the URI {uri!r}: two slashes must follow the colon, and then a name")
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     if scheme == "file":

@@ -130,6 +130,20 @@ def test_numbers_and_keys_are_kept_as_they_are_written():
     assert redacted == text.replace(SECRETS["GitHub Token"], "[REDACTED GitHub Token]")
 
 
+def test_all_of_many_secrets_on_one_line_go():
+    for kind, text in TEXTS.items():
+        redacted, counts = redact_text(" ".join([text] * 20) if kind != "Secret Keyword" else ", ".join([text] * 20))
+        assert not reveals(redacted), kind
+        assert counts == {kind: 20}
+
+
+@pytest.mark.parametrize("glue", ["", ",", "&"])
+def test_nothing_of_secrets_that_touch_is_left(glue):
+    for text in TEXTS.values():
+        redacted, _ = redact_text(glue.join([text] * 3))
+        assert not reveals(redacted)
+
+
 @pytest.mark.parametrize("end", [1, 2, 3, 4])
 def test_a_private_key_goes_whole_even_if_the_text_ends_in_it(end):
     lines = PRIVATE_KEY.split("\n")[: end + 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from celr_ray.redact import redact_row
 from celr_ray.schema import PreferencePair, Trajectory
 from celr_ray.training.convert import to_sharegpt
 from celr_ray.training.export import SHAREGPT_SCHEMA, write_rows, write_spin, write_trl
@@ -33,7 +34,7 @@ def export_to_sharegpt(rows: Iterable[Trajectory | Mapping[str, Any]], path: str
     from celr_ray.logs.api import normalise_record
 
     runs = (row.model_dump() if isinstance(row, Trajectory) else normalise_record(row) for row in rows)
-    converted = (to_sharegpt(run).row for run in runs if run["success"] is not False)
+    converted = (to_sharegpt(redact_row(run)[0]).row for run in runs if run["success"] is not False)
     return write_rows([row for row in converted if row is not None], path, SHAREGPT_SCHEMA)
 
 

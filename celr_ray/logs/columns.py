@@ -61,8 +61,8 @@ class _Row(NamedTuple):
 class TableBuilder:
     """Gathers runs and builds the unscored trajectory table of one unit, ordered by bucket.
 
-    A bucket's rows become Arrow columns a few at a time, while their texts are still in the processor's cache; to gather
-    all of them first, or to order the finished table, would copy each text once more through main memory.
+    A bucket's rows become Arrow columns a few at a time, while their texts are still in the processor's cache and the
+    memory of the rows before them can be used again. To gather all first, or to order the finished table, costs more.
     """
 
     def __init__(self, n_buckets: int) -> None:

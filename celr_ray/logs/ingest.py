@@ -28,7 +28,15 @@ from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.redact import redact_row, redact_text
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
 from celr_ray.schema import QuarantineRow
-from celr_ray.stage import StageReport, check_run_folder, part_name, read_manifests, read_plan, run_stage
+from celr_ray.stage import (
+    StageReport,
+    check_run_folder,
+    open_stage,
+    part_name,
+    read_manifests,
+    read_plan,
+    run_stage,
+)
 from celr_ray.training.scorer import score_table
 
 _RAW_LIMIT = 64 * 1024
@@ -206,6 +214,7 @@ def run_ingest(
     _check_same_weights(run, score, overwrite=overwrite)
     if ingest.redact:
         task_texts = {task_id: redact_text(text)[0] for task_id, text in task_texts.items()}
+    open_stage(run, plan, overwrite=overwrite)  # refuses before anything of another run is replaced
     if task_texts:
         storage.write_json(task_texts_uri(run), task_texts)
     factory = partial(_make_ingest_unit, dict(plan.settings["ingest"]), score.model_dump())

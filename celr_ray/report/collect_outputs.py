@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celr_ray import storage
+from celr_ray.redact import redact_text
 from celr_ray.report.data import Capped, DataSet, ExportData, ExportFile, QuarantineData, RejectedRow, RejectionKind
 from celr_ray.report.reading import count_lines, count_parquet_rows, iter_json_lines, list_done_parts
 from celr_ray.stage import read_plan
@@ -39,8 +40,9 @@ def collect_quarantine(run: str, n_rejected: int) -> QuarantineData:
             examples.setdefault(kind, row["reason"])
             left -= n_bytes
             if len(first) < MAX_REJECTED:
-                beginning = row["raw"][:_BEGINNING_CHARACTERS]
-                first.append(RejectedRow(row["file"], row["line"], row["offset"], row["reason"], beginning))
+                beginning = redact_text(row["raw"])[0][:_BEGINNING_CHARACTERS]
+                reason = redact_text(row["reason"])[0]
+                first.append(RejectedRow(row["file"], row["line"], row["offset"], reason, beginning))
         if left <= 0:
             break
     n_counted = kinds.total()

@@ -32,7 +32,7 @@ from celr_ray.training.preference import Candidate, Choice, ScoredType, explain_
 
 _CANDIDATE = ("success", "success_score", "composite_score", "model")
 _LIGHT = ("task_id", *_CANDIDATE)
-_TEXTS = ("task_id", "messages", "prompt", "model")
+_TEXTS = ("messages", "prompt", "model")
 _SCORED_TYPES: tuple[ScoredType, ...] = ("dpo", "self_reward")
 _LARGE_ROWS = 200_000
 

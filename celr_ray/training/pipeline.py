@@ -17,6 +17,7 @@ from typing import Any
 from celr_ray import storage
 from celr_ray.config import JudgeConfig, PipelineJob, RuntimeConfig, ScoreConfig
 from celr_ray.errors import RunMismatchError
+from celr_ray.lock import run_lock
 from celr_ray.logs.ingest import run_ingest
 from celr_ray.report import run_report
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, run_units, uses_ray
@@ -153,8 +154,14 @@ def run_pipeline(
         announce: called with the report of each stage as it ends.
 
     Raises:
-        UsageError: inputs, settings or the folder do not fit; nothing of another run is touched.
+        UsageError: inputs, settings or the folder do not fit, or another command is at work on it; nothing of another
+            run is touched.
     """
+    with run_lock(job.out):
+        return _run_stages(job, llm, announce)
+
+
+def _run_stages(job: PipelineJob, llm: JudgeLLM | None, announce: Announce) -> TrainingReport:
     started = time.monotonic()
     result = TrainingReport(job.out)
 
