@@ -18,7 +18,7 @@ from celr_ray.storage import StoredFile
 _LOG_EXTENSIONS = (".json", ".jsonl", ".ndjson", ".log", ".traj", "")
 _RUN_MARK = "/plans/ingest.json"
 _GZIP_RATIO = 6
-_BYTES_PER_BUCKET = 64 * 2**20
+_BYTES_PER_BUCKET = 256 * 2**20
 _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
 
 
@@ -76,7 +76,10 @@ def estimate_bytes(files: Sequence[StoredFile]) -> int:
 
 
 def choose_n_buckets(total_bytes: int) -> int:
-    """Choose the number of task buckets for an input size: about 64 MiB of logs each, between 4 and 64."""
+    """Choose the number of task buckets for an input size: about 256 MiB of logs each, between 4 and 64.
+
+    Fewer buckets mean larger row groups and fewer footers to read; more mean smaller units of pairing.
+    """
     return min(max(-(-total_bytes // _BYTES_PER_BUCKET), _MIN_BUCKETS), _MAX_BUCKETS)
 
 
