@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,6 +117,7 @@ def connect(config: RuntimeConfig) -> None:
         return
     try:
         if address:
+            _check_reachable(address)
             ray.init(address=address, logging_level=logging.WARNING)
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -130,6 +132,21 @@ def connect(config: RuntimeConfig) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"cannot start or reach Ray (address {address or 'local'}): {error}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ask a `host:port` for a connection; Ray itself would go on trying for minutes.
+
+    Raises:
+        ConnectionError: nothing answers there.
+    """
+    host, separator, port = address.rpartition(":")
+    if "://" in address or not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers: {error}") from error
 
 
 def run_units(units: Sequence[Unit], work: Work, config: RuntimeConfig, *, on_ray: bool) -> Iterator[Manifest]:

@@ -94,6 +94,16 @@ def test_auto_chooses_ray_only_where_it_pays(monkeypatch):
     assert uses_ray(RuntimeConfig(), is_large=False)
 
 
+def test_an_address_where_nothing_answers_is_one_clear_error():
+    script = (
+        "from celr_ray.runtime import connect; from celr_ray.config import RuntimeConfig;"
+        f"connect(RuntimeConfig(address='127.0.0.1:{free_port()}'))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "ConfigError: cannot start or reach Ray (address 127.0.0.1:" in result.stderr
+    assert "nothing answers" in result.stderr
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
