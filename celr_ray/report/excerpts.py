@@ -13,6 +13,7 @@ from typing import Any
 
 from celr_ray.redact import redact_row
 from celr_ray.report.data import Conversation, MessageView, PairView, Segment, SideView, ToolCall
+from celr_ray.training.conversations import count_shared
 
 MAX_CHARACTERS = 3000
 """Longest text of one message that is shown."""
@@ -49,14 +50,6 @@ def make_pair_view(pair: Mapping[str, Any], chosen: Message, rejected: Message) 
         chosen=_make_side("chosen", pair, chosen, n_shared, marks and marks[0]),
         rejected=_make_side("rejected", pair, rejected, n_shared, marks and marks[1]),
     )
-
-
-def count_shared(a: Sequence[Message], b: Sequence[Message]) -> int:
-    """Count the leading messages that are equal on both sides."""
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return n
 
 
 def _text_at(messages: Sequence[Message], place: int) -> str:
