@@ -209,7 +209,7 @@ class RuntimeConfig(_Section):
         None, description="Ray cluster to join; null = RAY_ADDRESS if set, else an embedded local Ray"
     )
     num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null = all of the machine")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, description="recorded in run.json; nothing in these stages is random")
 
 
 class _Job(BaseSettings):

@@ -7,17 +7,16 @@ import json
 import math
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
+import trl
 import yaml
 from export_rows import make_run, reward_pair, tool_pair
 
 from celr_ray.config import ExportConfig, RuntimeConfig
 from celr_ray.training import convert, export, render
 from celr_ray.training.export import run_export
-
-torch = pytest.importorskip("torch")
-datasets = pytest.importorskip("datasets")
-trl = pytest.importorskip("trl")
 
 SMOLLM2_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"

@@ -27,8 +27,6 @@ from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest, fit_promp
 from celr_ray.training.judgment_cache import JudgmentCache
 from celr_ray.training.self_reward import JudgeReply, SelfRewardScorer, judge_id
 
-pytest.importorskip("vllm")
-
 WINDOW = 1024
 LOOP = RuntimeConfig(executor="loop")
 

