@@ -7,6 +7,7 @@ CelrRayError                 anything this package raises on purpose; exit code 
 │   ├── OutputError          a folder cannot be written or holds something else
 │   └── RunMismatchError     the folder holds a run made with other inputs or settings
 ├── RecordError              one log record is unusable; goes to quarantine, never ends a job
+├── PolicyError              a policy, or a state given to one, cannot be used
 ├── ModelError               a model cannot be found, converted or loaded
 └── ConservationError        rows in ≠ rows out + rejected: a defect of this package
 """
@@ -20,6 +21,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "OutputError",
+    "PolicyError",
     "RecordError",
     "RunMismatchError",
     "UsageError",
@@ -56,6 +58,10 @@ class RunMismatchError(UsageError):
 
 class RecordError(CelrRayError):
     """One log record is unusable. Caught per record and written to quarantine."""
+
+
+class PolicyError(CelrRayError):
+    """A policy, or a state given to one, cannot be used."""
 
 
 class ModelError(CelrRayError):
