@@ -1,30 +1,15 @@
-"""The settings of every job: one pydantic-settings model per job, filled from flags, environment and YAML.
+"""The settings of every job: one model per job, filled from flags, environment and YAML by `settings.load_job`.
 
-Precedence: flags, then environment variables (`CELR_RAY_JUDGE__CONCURRENCY=4`), then the file given with
-`--config`, then the defaults below. Each field documents itself; `--help` prints these texts. An unknown
-flag or YAML key is an error. This module reads settings; it does no work and starts nothing.
+Each field documents itself; `--help` prints these texts. This module does no work and starts nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-from contextvars import ContextVar
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    YamlConfigSettingsSource,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from celr_ray.errors import ConfigError
+from celr_ray.settings import Job, Section, Uri, load_job, read_json_text
 
 __all__ = [
     "ConvertJob",
@@ -43,33 +28,8 @@ __all__ = [
     "load_job",
 ]
 
-_yaml_file: ContextVar[str | None] = ContextVar("yaml_file", default=None)
 
-
-def _as_dict(value: Any) -> Any:
-    """Accept `--judge.engine-kwargs '{"dtype": "float32"}'` from flags and environment."""
-    return json.loads(value) if isinstance(value, str) else value
-
-
-def _absolute(uri: str) -> str:
-    """Make a local path absolute: workers on other machines, and a later call from another folder, must mean the same.
-
-    Raises:
-        ValueError: it is empty.
-    """
-    if not uri.strip():
-        raise ValueError("an empty path")
-    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-
-
-Uri = Annotated[str, AfterValidator(_absolute)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class IngestConfig(_Section):
+class IngestConfig(Section):
     """How logs are found, split and read."""
 
     format: Literal[
@@ -101,7 +61,7 @@ class IngestConfig(_Section):
     )
 
 
-class ScoreConfig(_Section):
+class ScoreConfig(Section):
     """The rule scores and their weights in the composite; the four weights must sum to 1."""
 
     weight_success: float = Field(0.6, ge=0, le=1, description="weight of the outcome")
@@ -120,7 +80,7 @@ class ScoreConfig(_Section):
         return self
 
 
-class JudgeConfig(_Section):
+class JudgeConfig(Section):
     """The judge: which model, how it is run, what it may see."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
@@ -133,7 +93,7 @@ class JudgeConfig(_Section):
     num_cpus: float = Field(
         1, ge=0, description="CPUs that Ray reserves for each engine; a CPU engine computes on its share of all CPUs"
     )
-    engine_kwargs: Annotated[dict[str, Any], BeforeValidator(_as_dict)] = Field(
+    engine_kwargs: Annotated[dict[str, Any], BeforeValidator(read_json_text)] = Field(
         default_factory=dict, description="arguments of vllm.LLM, as JSON; they win over the defaults"
     )
     max_model_len: int = Field(
@@ -161,7 +121,7 @@ class JudgeConfig(_Section):
         return self.model_source != "none"
 
 
-class PairConfig(_Section):
+class PairConfig(Section):
     """Which runs of a task become preference pairs."""
 
     strategy: Literal["best_worst", "all"] = Field(
@@ -182,7 +142,7 @@ class PairConfig(_Section):
 ExportFormat = Literal["trl", "axolotl", "spin", "sft", "kto"]
 
 
-class ExportConfig(_Section):
+class ExportConfig(Section):
     """What is written for trainers."""
 
     formats: list[ExportFormat] = Field(
@@ -197,7 +157,7 @@ class ExportConfig(_Section):
     )
 
 
-class RuntimeConfig(_Section):
+class RuntimeConfig(Section):
     """Where the work runs."""
 
     executor: Literal["auto", "ray", "loop"] = Field(
@@ -212,39 +172,11 @@ class RuntimeConfig(_Section):
     seed: int = Field(0, ge=0, description="recorded in run.json; nothing in these stages is random")
 
 
-class _Job(BaseSettings):
-    """Base of all jobs: the sources and their precedence."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        env_prefix="CELR_RAY_",
-        env_nested_delimiter="__",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_shortcuts={"ingest.format": "format"},
-        nested_model_default_partial_update=True,
-        validate_default=True,
-    )
+class _Job(Job):
+    """What all jobs have."""
 
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     overwrite: bool = Field(False, description="delete what another run or configuration left at the target first")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources: arguments, environment, the YAML file of `--config`."""
-        path = _yaml_file.get()
-        if path is None:
-            return init_settings, env_settings
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
 
 
 class PipelineJob(_Job):
@@ -305,119 +237,3 @@ class ReportJob(_Job):
     """Write the HTML report of a run."""
 
     run: Uri = Field(description="run folder")
-
-
-_J = TypeVar("_J", bound=_Job)
-
-
-def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Split `--config FILE` off the arguments."""
-    rest: list[str] = []
-    path: str | None = None
-    words = iter(arguments)
-    for word in words:
-        if word == "--config":
-            path = next(words, None)
-            if path is None:
-                raise ConfigError("--config needs a YAML file")
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-        else:
-            rest.append(word)
-    return path, rest
-
-
-def _take_list_flags(job: type[_Job], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Split list flags (`--logs A B`) off the arguments: the parser would read commas, quotes and brackets in them.
-
-    Returns:
-        The lists as nested settings, and the other arguments.
-    """
-    names = {f"--{name.replace('_', '-')}": name for name in _list_fields(job)}
-    rest: list[str] = []
-    current: list[str] | None = None
-    gathered: dict[str, list[str]] = {}
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        if flag in names:
-            current = gathered.setdefault(names[flag], [])
-            if equals:
-                current.append(value)
-        elif word.startswith("--") or current is None:
-            current = None
-            rest.append(word)
-        else:
-            current.append(word)
-    settings: dict[str, Any] = {}
-    for name, values in gathered.items():
-        *sections, last = name.split(".")
-        place = settings
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = values
-    return settings, rest
-
-
-def _list_fields(model: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += _list_fields(kind, f"{prefix}{name}.")
-        elif getattr(kind, "__origin__", None) is list:
-            names.append(prefix + name)
-    return names
-
-
-def load_job(job: type[_J], arguments: list[str], *, program: str) -> _J:
-    """Fill a job's settings from command-line arguments, environment and YAML.
-
-    Args:
-        job: the settings class.
-        arguments: flags, without the program's name.
-        program: name shown in `--help`.
-
-    Raises:
-        ConfigError: a flag, key or value is wrong; the message names it and its source.
-        SystemExit: after `--help`, and for unknown flags (exit code 2).
-    """
-    path, flags = _take_config_flag(arguments)
-    if path is not None and not os.path.isfile(path):
-        raise ConfigError(f"--config: no such file: {path}")
-    token = _yaml_file.set(path)
-    try:
-        lists, words = _take_list_flags(job, flags)
-        source: CliSettingsSource[_J] = CliSettingsSource(
-            job, root_parser=_make_parser(job, program), cli_parse_args=words
-        )
-        return job(_cli_settings_source=source, **lists)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from error
-    except (ValueError, TypeError, SettingsError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read the settings{f' from {path}' if path else ''}: {reason}") from error
-    finally:
-        _yaml_file.reset(token)
-
-
-def _make_parser(job: type[_Job], program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        program,
-        description=job.__doc__,
-        epilog="Flags win over environment variables (CELR_RAY_JUDGE__CONCURRENCY=4), which win over the YAML file of "
-        "--config. Times are seconds, money is US$, sizes are bytes unless said otherwise.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; its keys are the names of the flags")
-    return parser
-
-
-def _explain(error: ValidationError, path: str | None) -> str:
-    lines = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"]) or "settings"
-        flag = "--" + name.replace("_", "-")
-        value = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-        lines.append(f"{flag}: {item['msg']}{value}"[:400])
-    where = f" [{path} and flags]" if path else ""
-    return "; ".join(lines) + where + ". Run with --help for all settings."

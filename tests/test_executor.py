@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from celr_ray.core.episodes import EndReason, Episodes, Limits, Outcomes, TaskColumns
 from celr_ray.core.escalation import AlwaysCheap, AlwaysStrong, EscalationConfig, HeuristicPolicy
-from celr_ray.core.executor import Results, draw_uniform, run_episodes
+from celr_ray.core.executor import Results, Verdicts, draw_uniform, run_episodes
 from celr_ray.cortex.actions import ATTEMPTS, N_ACTIONS, Action
 from celr_ray.cortex.policy import EpsilonSoft, Policy, RandomPolicy
 from celr_ray.errors import PolicyError
@@ -55,11 +55,13 @@ class SeededWorld:
         outcomes.unsafe = attempt & (self._draw(episodes, live, 6) < self.p_unsafe)
         return outcomes
 
-    def check(self, episodes: Episodes, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def check(self, episodes: Episodes) -> Verdicts:
+        everyone = np.arange(len(episodes.tier))
+        nothing = np.zeros(len(everyone), dtype=bool)
         if not self.checked:
-            return np.full(len(ended), np.nan), np.full(len(ended), np.nan)
-        right = self._draw(episodes, ended, 7) < self.p_right
-        return right.astype(float), np.where(right, 1.0, 0.4)
+            return Verdicts(np.full(len(everyone), np.nan), np.full(len(everyone), np.nan), nothing)
+        right = self._draw(episodes, everyone, 7) < self.p_right
+        return Verdicts(right.astype(float), np.where(right, 1.0, 0.4), nothing)
 
 
 def make_tasks(n: int, budget_usd: float = 1.0, difficulty: float = 0.3, has_verifier: bool = True) -> TaskColumns:

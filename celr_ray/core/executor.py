@@ -18,7 +18,7 @@ from celr_ray.cortex.policy import Policy, check_probabilities, sample_actions
 from celr_ray.cortex.reward import final_reward, step_reward
 from celr_ray.cortex.state import N_FEATURES
 
-__all__ = ["Decisions", "Results", "World", "draw_uniform", "run_episodes"]
+__all__ = ["Decisions", "Results", "Verdicts", "World", "draw_uniform", "run_episodes"]
 
 
 class World(Protocol):
@@ -32,12 +32,24 @@ class World(Protocol):
         """Do one allowed action for each episode."""
         ...
 
-    def check(self, episodes: Episodes, ended: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Return success (0, 1, NaN without a checker) and correctness (0 to 1, NaN) of accepted answers, [K] each.
-
-        Called once for each episode, after its end.
-        """
+    def check(self, episodes: Episodes) -> Verdicts:
+        """Run the checkers; called once, after all episodes have ended."""
         ...
+
+
+@dataclass
+class Verdicts:
+    """What the checkers say of the last answers of B episodes, accepted or not.
+
+    Attributes:
+        success: [B] 0 or 1; NaN = no checker. Where there is no answer, 0.
+        correctness: [B] the checker's score, 0 to 1; NaN = no checker.
+        unsafe: [B] the checker's run of the answer did what is forbidden.
+    """
+
+    success: FloatArray
+    correctness: FloatArray
+    unsafe: BoolArray
 
 
 @dataclass
@@ -147,17 +159,17 @@ def run_episodes(episodes: Episodes, policy: Policy, world: World, *, seed: int 
 
 def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
     """Check the accepted answers, and put the end's reward on each last decision."""
-    everyone = np.arange(len(episodes.tier))
-    success, correctness = world.check(episodes, everyone)
+    verdicts = world.check(episodes)
+    episodes.unsafe |= verdicts.unsafe
     is_accepted = episodes.end_reason == EndReason.STOPPED
-    is_checked = ~np.isnan(success)
-    correctness = np.where(is_accepted | ~is_checked, correctness, 0.0)
-    success = np.where(is_checked & (~is_accepted | episodes.unsafe), 0.0, success)
+    is_checked = ~np.isnan(verdicts.success)
+    correctness = np.where(is_accepted | ~is_checked, verdicts.correctness, 0.0)
+    success = np.where(is_checked & (~is_accepted | episodes.unsafe), 0.0, verdicts.success)
     decisions = _gather(waves)
     is_last = decisions.t == episodes.decisions[decisions.episode] - 1
     ends = decisions.episode[is_last]
     decisions.reward[is_last] += final_reward(success[ends], correctness[ends], episodes.unsafe[ends])
-    total = np.zeros(len(everyone))
+    total = np.zeros(len(episodes.tier))
     np.add.at(total, decisions.episode, decisions.reward)
     return Results(
         success=success,
