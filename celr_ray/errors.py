@@ -9,6 +9,7 @@ CelrRayError                 anything this package raises on purpose; exit code 
 ├── RecordError              one log record is unusable; goes to quarantine, never ends a job
 ├── PolicyError              a policy, or a state given to one, cannot be used
 ├── ModelError               a model cannot be found, converted or loaded
+├── SandboxError             code of a model cannot be run in isolation on this machine
 └── ConservationError        rows in ≠ rows out + rejected: a defect of this package
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "PolicyError",
     "RecordError",
     "RunMismatchError",
+    "SandboxError",
     "UsageError",
 ]
 
@@ -66,6 +68,10 @@ class PolicyError(CelrRayError):
 
 class ModelError(CelrRayError):
     """A model cannot be found, converted or loaded."""
+
+
+class SandboxError(CelrRayError):
+    """Code that a model wrote cannot be run in isolation on this machine, or its sandbox could not be closed."""
 
 
 class ConservationError(CelrRayError):

@@ -12,11 +12,15 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest
 from celr_ray.training.self_reward import Completion, Failure, JudgeReply, TokenChoice, judge_requests
 
-__all__ = ["FakeJudge", "WordCodec", "make_tiny_llama"]
+if TYPE_CHECKING:
+    from celr_ray.core.clients import CallFailure, Generation
+
+__all__ = ["FakeClient", "FakeJudge", "WordCodec", "make_tiny_llama"]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -91,6 +95,51 @@ class FakeJudge:
 def _hash_ratings(request: JudgeRequest) -> tuple[int, int, int]:
     digest = hashlib.blake2b(f"{request.task}\0{request.transcript}".encode("utf-8", "replace"), digest_size=3).digest()
     return digest[0] % 5 + 1, digest[1] % 5 + 1, digest[2] % 5 + 1
+
+
+class FakeClient:
+    """A model without a model: what it says is a function of the conversation and the seed. Tokens are words."""
+
+    def __init__(self, name: str, say: Callable[[Sequence[Mapping[str, str]], int], str | CallFailure]) -> None:
+        """Make a model.
+
+        Args:
+            name: of the model.
+            say: the answer to a conversation with a sampling seed; a `CallFailure` stands for a call that fails.
+        """
+        self.name = name
+        self._say = say
+        self.calls: list[tuple[list[dict[str, str]], int]] = []
+        """Every conversation and its seed, in order."""
+
+    def prompt_tokens(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[int]:
+        """Count words and runs of blanks."""
+        return [len(WordCodec().encode_chat(conversation)) for conversation in conversations]
+
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        *,
+        seeds: Sequence[int],
+        temperature: float | None = None,
+        max_output_tokens: int | None = None,
+    ) -> list[Generation | CallFailure]:
+        """Answer all conversations."""
+        from celr_ray.core.clients import Generation
+
+        counts = self.prompt_tokens(conversations)
+        replies: list[Generation | CallFailure] = []
+        for conversation, seed, n_tokens in zip(conversations, seeds, counts, strict=True):
+            self.calls.append(([dict(message) for message in conversation], seed))
+            said = self._say(conversation, seed)
+            if isinstance(said, str):
+                n_said = len(WordCodec().token_spans(said))
+                said = Generation(said, n_tokens, n_said, -0.5, 0.25, "stop")  # type: ignore[assignment]
+            replies.append(said)  # type: ignore[arg-type]
+        return replies
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to close."""
 
 
 def make_tiny_llama(folder: str | Path) -> str:

@@ -74,6 +74,10 @@ class TaskColumns:
         risk: [B] prior risk of an unsafe act, 0 to 1.
         is_coding: [B] flag.
         has_verifier: [B] flag.
+        probe_agreement: [B] the cheapest tier's two samples agree, 0 or 1; NaN = not probed.
+        probe_confidence: [B] exp of their mean token log-probability, 0 to 1; NaN = not probed.
+        probe_usd: [B] US$ that the probe cost, charged to the budget.
+        probe_s: [B] seconds that it took.
     """
 
     key: KeyArray
@@ -84,6 +88,10 @@ class TaskColumns:
     risk: FloatArray
     is_coding: BoolArray
     has_verifier: BoolArray
+    probe_agreement: FloatArray
+    probe_confidence: FloatArray
+    probe_usd: FloatArray
+    probe_s: FloatArray
 
 
 @dataclass
@@ -152,7 +160,7 @@ class Episodes:
     def __init__(
         self, tasks: TaskColumns, n_tiers: int, limits: Limits, escalation: EscalationConfig, *, start_tier: int = 0
     ) -> None:
-        """Begin the episodes: nothing attempted, nothing spent.
+        """Begin the episodes: nothing attempted, nothing spent but the probe.
 
         Args:
             tasks: what is known before the first call.
@@ -166,8 +174,8 @@ class Episodes:
         self.n_tiers = n_tiers
         self.limits = limits
         self._escalation = escalation
-        self.spent_usd = np.zeros(n)
-        self.elapsed_s = np.zeros(n)
+        self.spent_usd = tasks.probe_usd.copy()
+        self.elapsed_s = tasks.probe_s.copy()
         self.tier = np.full(n, range(n_tiers)[start_tier], dtype=np.int64)
         self.attempts = np.zeros((n, n_tiers), dtype=np.int64)
         self.verifications = np.zeros(n, dtype=np.int64)
@@ -269,6 +277,9 @@ class Episodes:
             "confidence": np.nan_to_num(confidence, nan=0.0),
             "is_confidence_known": ~np.isnan(confidence),
             "is_coding": tasks.is_coding[live],
+            "is_probed": ~np.isnan(tasks.probe_agreement[live]),
+            "probe_agreement": np.nan_to_num(tasks.probe_agreement[live], nan=0.0),
+            "probe_confidence": np.nan_to_num(tasks.probe_confidence[live], nan=0.0),
         }
         return encode_state(columns, self.previous_action[live])
 

@@ -84,6 +84,7 @@ class Results:
     Attributes:
         success: [B] 0 or 1; NaN without a checker. An unsafe run and one that gave up are failures.
         correctness: [B] the checker's score of the accepted answer, 0 to 1.
+        budget_usd: [B] US$ that each might spend.
         cost_usd: [B] US$ spent.
         seconds: [B] time taken.
         unsafe: [B] flag.
@@ -94,6 +95,7 @@ class Results:
 
     success: FloatArray
     correctness: FloatArray
+    budget_usd: FloatArray
     cost_usd: FloatArray
     seconds: FloatArray
     unsafe: BoolArray
@@ -131,12 +133,22 @@ def _run_wave(episodes: Episodes, policy: Policy, world: World, seed: int) -> _W
     action = sample_actions(probabilities, draw_uniform(seed, *keys))
     check_allowed(action, mask, policy.name)
     outcomes = world.act(episodes, live, action)
-    limit = episodes.tasks.time_limit_s[live]
-    before = np.minimum(episodes.elapsed_s[live], limit)
+    cost_before, time_before = _shares_used(episodes, live)
     episodes.apply(live, mask, action, outcomes)
-    seconds = np.minimum(episodes.elapsed_s[live], limit) - before
-    reward = step_reward(outcomes.cost_usd / episodes.tasks.budget_usd[live], seconds / limit)
+    cost_after, time_after = _shares_used(episodes, live)
+    reward = step_reward(cost_after - cost_before, time_after - time_before)
     return _Wave(live, obs, mask, action, probabilities, reward, outcomes)
+
+
+def _shares_used(episodes: Episodes, live: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return cost and time so far, in units of budget and limit, [K] each; 0 before the first decision.
+
+    So what was paid before it (a probe of the cheap model) is charged to the first decision.
+    """
+    has_begun = episodes.decisions[live] > 0
+    cost = np.minimum(episodes.spent_usd[live] / episodes.tasks.budget_usd[live], 1.0)
+    time = np.minimum(episodes.elapsed_s[live] / episodes.tasks.time_limit_s[live], 1.0)
+    return cost * has_begun, time * has_begun
 
 
 def run_episodes(episodes: Episodes, policy: Policy, world: World, *, seed: int = 0) -> Results:
@@ -174,6 +186,7 @@ def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
     return Results(
         success=success,
         correctness=correctness,
+        budget_usd=episodes.tasks.budget_usd,
         cost_usd=episodes.spent_usd,
         seconds=episodes.elapsed_s,
         unsafe=episodes.unsafe,

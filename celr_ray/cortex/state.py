@@ -63,6 +63,9 @@ _BASE = (
     Feature("confidence", "confidence of the last answer, exp of its mean token log-probability"),
     Feature("is_confidence_known", "flag"),
     Feature("is_coding", "flag: the task asks for code"),
+    Feature("is_probed", "flag: the cheapest tier was sampled twice before the first decision"),
+    Feature("probe_agreement", "flag: its two samples agree"),
+    Feature("probe_confidence", "exp of their mean token log-probability"),
 )
 _PREVIOUS = ("NONE", *ACTIONS)
 FEATURES = (*_BASE, *(Feature(f"previous_{name.lower()}", "flag: the previous action") for name in _PREVIOUS))
@@ -103,7 +106,7 @@ class StateExtractor:
 
     Example:
         >>> StateExtractor().extract({"budget_left": 0.4, "difficulty": 0.7, "has_answer": True}).shape
-        (30,)
+        (33,)
     """
 
     names = tuple(feature.name for feature in FEATURES)
