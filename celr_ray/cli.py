@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from celr_ray.config import ConvertJob, ExportJob, JudgeJob, PairJob, PipelineJob, ReportJob, ScoreJob, load_job
+from celr_ray.config import (
+    ConvertJob,
+    ExecuteJob,
+    ExportJob,
+    JudgeJob,
+    PairJob,
+    PipelineJob,
+    ReportJob,
+    ScoreJob,
+    TrainDifficultyJob,
+    load_job,
+)
 from celr_ray.errors import CelrRayError, ConfigError
 
 
@@ -128,6 +139,34 @@ def _export(job: ExportJob) -> str:
     return f"exported to {join(job.run, 'exports')}: {rows or 'no rows'}"
 
 
+def _execute(job: ExecuteJob) -> str:
+    from celr_ray.core.execute_stage import run_execute
+    from celr_ray.core.execute_summary import describe, write_summary
+    from celr_ray.storage import join
+    from celr_ray.training.pipeline import shorten_path
+
+    report = run_execute(job)
+    _finish(job.out, job, report)
+    line = describe(write_summary(job.out))
+    if rejected := report.counts.get("rejected", 0):
+        line += f", {rejected:,} task lines rejected"
+    return f"{line}; logs in {shorten_path(join(job.out, 'logs'))}"
+
+
+def _train_difficulty(job: TrainDifficultyJob) -> str:
+    from celr_ray import storage
+    from celr_ray.cortex.difficulty import difficulty_rows, train_difficulty
+
+    rows = difficulty_rows(job.run, job.model)
+    model, report = train_difficulty(rows.texts, rows.failed, rows.groups, seed=job.runtime.seed)
+    model.save(job.out)
+    storage.write_json(f"{job.out.removesuffix('.json')}.report.json", {**report.to_dict(), "excluded": rows.excluded})
+    auc = report.auc
+    held_out = "one outcome only" if auc is None else f"AUC {auc.value:.3f} [{auc.ci_low:.3f}, {auc.ci_high:.3f}]"
+    trained = f"{report.n_train_tasks:,} tasks; on {report.n_tasks:,} others"
+    return f"{trained} {held_out}, ECE {report.ece.value:.3f}: {job.out}"
+
+
 def _report(job: ReportJob) -> str:
     from celr_ray.report import run_report
     from celr_ray.stage import check_run_folder
@@ -146,6 +185,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "pair": Command(PairJob, _pair, "--run runs/first --pair.strategy all"),
     "export": Command(ExportJob, _export, "--run runs/first --export.formats trl axolotl"),
+    "execute": Command(
+        ExecuteJob, _execute, "--tasks tasks.jsonl --tiers tiers.yaml --policy heuristic --out runs/executed"
+    ),
+    "train-difficulty": Command(
+        TrainDifficultyJob, _train_difficulty, "--run runs/cheap --model smollm2 --out difficulty.json"
+    ),
     "report": Command(ReportJob, _report, "--run runs/first"),
 }
 
@@ -154,7 +199,7 @@ def _hold_run(job: Any) -> AbstractContextManager[Any]:
     """Hold the lock of the run that a command writes; a report may be made of a run at work."""
     from celr_ray.lock import run_lock
 
-    if isinstance(job, PipelineJob):
+    if isinstance(job, PipelineJob | ExecuteJob):
         return run_lock(job.out)
     is_stage = isinstance(job, ScoreJob | ConvertJob | JudgeJob | PairJob | ExportJob)
     return run_lock(job.run) if is_stage else nullcontext()
@@ -168,7 +213,7 @@ def _usage() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:10}{(command.job.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:18}{(command.job.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     lines += [
         "",
         "Every command: celr-ray COMMAND --help. Flags win over the environment (CELR_RAY_JUDGE__CONCURRENCY=4),",

@@ -9,10 +9,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from celr_ray.core.episodes import Limits
+from celr_ray.core.escalation import EscalationConfig
 from celr_ray.settings import Job, Section, Uri, load_job, read_json_text
 
 __all__ = [
     "ConvertJob",
+    "ExecuteConfig",
+    "ExecuteJob",
     "ExportConfig",
     "ExportJob",
     "IngestConfig",
@@ -25,6 +29,7 @@ __all__ = [
     "RuntimeConfig",
     "ScoreConfig",
     "ScoreJob",
+    "TrainDifficultyJob",
     "load_job",
 ]
 
@@ -157,6 +162,45 @@ class ExportConfig(Section):
     )
 
 
+class ExecuteConfig(Section):
+    """How tasks are run on the model tiers."""
+
+    limit: int | None = Field(None, ge=1, description="run only the first so many tasks; null = all")
+    rows_per_unit: int = Field(
+        256, ge=1, description="tasks that advance together; a killed job loses at most so many for each worker"
+    )
+    epsilon: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of decisions that take any allowed and safe action; 0.2 makes logs that other policies can "
+        "be evaluated on, 0 follows the policy alone",
+    )
+    default_budget_usd: float | None = Field(
+        None,
+        gt=0,
+        description="budget of tasks that have none, US$; null = four times the worst case of one attempt on the "
+        "strongest tier",
+    )
+    default_time_limit_s: float = Field(600, gt=0, description="time limit of tasks that have none, seconds")
+    system_prompt: str | None = Field(None, description="system message in front of every task")
+    difficulty: Uri | None = Field(
+        None, description="difficulty model made by `celr-ray train-difficulty`; null = a constant, flagged as unknown"
+    )
+    monitor_rules: Uri | None = Field(None, description="YAML rules of what is unsafe; null = the packaged ones")
+    probe: bool = Field(
+        False, description="sample the cheapest tier twice before the first decision and show the policy how they agree"
+    )
+    concurrency: int = Field(1, ge=1, description="workers at the same time, each with its own engines")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each worker")
+    num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each worker, for all its engines together")
+    allow_weak_sandbox: bool = Field(
+        False, description="run tests of model code where this machine cannot cut it off from network and files"
+    )
+    limits: Limits = Field(default_factory=Limits, description="caps that no policy can pass")
+    escalation: EscalationConfig = Field(default_factory=EscalationConfig, description="thresholds of the heuristic")
+
+
 class RuntimeConfig(Section):
     """Where the work runs."""
 
@@ -169,7 +213,7 @@ class RuntimeConfig(Section):
         None, description="Ray cluster to join; null = RAY_ADDRESS if set, else an embedded local Ray"
     )
     num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null = all of the machine")
-    seed: int = Field(0, ge=0, description="recorded in run.json; nothing in these stages is random")
+    seed: int = Field(0, ge=0, description="of the draws of `execute`; nothing in the other stages is random")
 
 
 class _Job(Job):
@@ -231,6 +275,24 @@ class ExportJob(_Job):
 
     run: Uri = Field(description="run folder that holds pairs")
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+
+class ExecuteJob(_Job):
+    """Run tasks on model tiers, cheap first, a policy deciding before every call; writes logs."""
+
+    tasks: Uri = Field(description="tasks, JSONL: task_id, prompt, checker, and verifier, budget_usd, … if known")
+    tiers: Uri = Field(description="YAML file of the model tiers, weak to strong, with their prices")
+    policy: str = Field("heuristic", description="heuristic, always-cheap, always-strong or random")
+    out: Uri = Field(description="folder to create or to resume; its logs/ is what `celr-ray pipeline --logs` reads")
+    execute: ExecuteConfig = Field(default_factory=ExecuteConfig)
+
+
+class TrainDifficultyJob(_Job):
+    """Train the estimate of how hard a task is for the cheapest tier, from its first attempts in a run."""
+
+    run: Uri = Field(description="run folder that holds trajectories with known outcomes")
+    model: str = Field(description="the cheapest tier's model, as the logs name it")
+    out: Uri = Field(description="file to write, for --execute.difficulty; its figures go beside it")
 
 
 class ReportJob(_Job):

