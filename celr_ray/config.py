@@ -52,7 +52,10 @@ class IngestConfig(Section):
         "chat",
     ] = Field("auto", description="format of the logs; auto recognises it record by record")
     split_bytes: int = Field(
-        128 * 2**20, ge=1, description="plain JSONL is read in ranges of about this many bytes, one unit each"
+        128 * 2**20,
+        ge=1,
+        description="plain JSONL is read in ranges of at most about this many bytes, one unit each: a 64th of the "
+        "input, but no less than 64 MiB (or this, if smaller)",
     )
     files_per_unit: int = Field(2000, ge=1, description="at most this many small files in one unit")
     max_record_bytes: int = Field(

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from celr_ray import storage
+from celr_ray.atomic import TEMPORARY_PREFIX
 from celr_ray.errors import CelrRayError, OutputError
 from celr_ray.owner import STALE_S, UNKNOWN, Owner, decode_owner, encode_owner, forget_owner, is_gone, make_owner
 
@@ -117,7 +118,7 @@ class _FileLock:
 
     def _untouched_s(self) -> float:
         """Return the lock's age by the clock of its file system: against a file that is made now."""
-        probe = f"{os.path.dirname(self._path)}/{storage.TEMPORARY_PREFIX}{uuid.uuid4().hex}-clock"
+        probe = f"{os.path.dirname(self._path)}/{TEMPORARY_PREFIX}{uuid.uuid4().hex}-clock"
         try:
             with open(probe, "wb"):
                 return os.stat(probe).st_mtime - os.stat(self._path).st_mtime

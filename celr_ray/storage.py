@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from celr_ray import s3
+from celr_ray.atomic import TEMPORARY_PREFIX, written_whole
 from celr_ray.errors import InputError, OutputError, UsageError
 from celr_ray.remote import RemoteReader
 
-TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY_NAME = re.compile(r"\.tmp-[0-9a-f]{32}-")
 _ONE_SLASH = re.compile(r"(^|/)(s3|file|gs|gcs|abfss?|hdfs|viewfs):/(?!/)")
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -286,50 +286,14 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     filesystem, path = resolve(uri)
     with _errors(uri, "write", OutputError):
         if isinstance(filesystem, pafs.LocalFileSystem):
-            _write_local(path, buffer)
+            with written_whole(path) as temporary, open(temporary, "wb") as target:
+                target.write(buffer)
         else:
             # By default pyarrow packs what is named .gz or .zst. No `with`: leaving it would complete the upload after
             # an error too; `close` alone fails if any part has failed.
             sink = filesystem.open_output_stream(path, compression=None)
             sink.write(buffer)
             sink.close()
-
-
-def _write_local(path: str, data: pa.Buffer) -> None:
-    folder, name = os.path.split(path)
-    _make_folders(folder)
-    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{name}")
-    try:
-        with open(temporary, "wb") as sink:
-            sink.write(data)
-            sink.flush()
-            os.fsync(sink.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
-
-
-def _make_folders(folder: str) -> None:
-    if os.path.isdir(folder):
-        return
-    parent = os.path.dirname(folder)
-    _make_folders(parent)
-    with suppress(FileExistsError):
-        os.mkdir(folder)
-    _sync_folder(parent)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the names in a folder outlast a power cut, if the file system can: no manifest may outlive its data."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_json(uri: str) -> Any:
@@ -357,13 +321,22 @@ def write_parquet(uri: str, table: pa.Table, row_group_sizes: Sequence[int] = ()
         table: the rows.
         row_group_sizes: rows of each row group, in order, summing to the table's rows; empty = one group.
     """
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):  # no second copy of the whole file in memory
+        with _errors(uri, "write", OutputError), written_whole(path) as temporary, pa.OSFile(temporary, "wb") as file:
+            _write_row_groups(file, table, row_group_sizes)
+        return
     sink = pa.BufferOutputStream()
+    _write_row_groups(sink, table, row_group_sizes)
+    write_bytes(uri, sink.getvalue())
+
+
+def _write_row_groups(sink: pa.NativeFile, table: pa.Table, row_group_sizes: Sequence[int]) -> None:
     with pq.ParquetWriter(sink, table.schema, compression="zstd", compression_level=1) as writer:
         start = 0
         for size in row_group_sizes or (table.num_rows,):
             writer.write_table(table.slice(start, size), row_group_size=max(size, 1))
             start += size
-    write_bytes(uri, sink.getvalue())
 
 
 def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

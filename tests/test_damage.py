@@ -221,6 +221,102 @@ def test_blank_lines_and_missing_last_newline_are_no_rows(tmp_path, good_lines):
     assert ingest(tmp_path / "run", tmp_path / "a.jsonl").counts["rows_in"] == 5
 
 
+def describe(read: list) -> list:
+    return [
+        (name, item.position, bytes(item.raw), str(item.result) if isinstance(item.result, Exception) else item.result)
+        for name, item in read
+    ]
+
+
+def read_with(reader, raw: bytes | memoryview):
+    """Return what a record reader makes of a value, or the message of its error."""
+    from celr_ray.errors import RecordError
+    from celr_ray.logs.base import SourceContext
+
+    try:
+        return describe(reader.read(raw, SourceContext("a.jsonl")))
+    except RecordError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ["celr_benchmark", "auto"])
+def test_a_reader_that_knows_the_format_reads_as_one_that_must_recognise_it(demo_logs, good_lines, name):
+    from celr_ray.logs.base import SourceContext
+    from celr_ray.logs.registry import RecordReader
+
+    good = good_lines[0]
+    plan = json.dumps(json.loads((demo_logs / "celr_plan_0.json").read_bytes())).encode()
+    cases = [
+        good,
+        good[:300],
+        b"42",
+        b"  " + good,
+        b'{"hello": "world"}',
+        b"[" + good + b", 7, " + good_lines[1] + b"]",
+        good.replace(b'"output": "', b'"output": "caf\xe9 '),
+        changed(good, retries=2**40),
+        changed(good, cost_usd=float("nan")),
+        changed(good, task_id="  "),
+        changed(good, output=None),
+        b'{"a":' * 3000 + b"1" + b"}" * 3000,
+        *([plan] if name == "auto" else []),
+    ]
+    for case in cases:
+        knowing = RecordReader(name)
+        knowing.read(good_lines[2], SourceContext())
+        slow = RecordReader(name)
+        slow._last = None
+        assert read_with(knowing, memoryview(case)) == read_with(slow, case)
+
+
+def cut_simply(data: bytes, start: int, end: int, limit: int) -> list:
+    """Cut the lines that start in a range, as plainly as can be: (line number, offset, bytes kept, is damage)."""
+    found, offset, number = [], 0, 0
+    for line in data.splitlines(keepends=True) if data.count(b"\n") else [data]:
+        if start <= offset < end:
+            number += 1
+            raw = line.removesuffix(b"\n")
+            if len(raw) > limit:
+                found.append((number, offset, raw[:limit], True))
+            else:
+                raw = raw.removeprefix(b"\xef\xbb\xbf") if offset == 0 else raw
+                if raw.strip():
+                    found.append((number, offset, raw, False))
+        offset += len(line)
+    return found
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lines=st.lists(st.sampled_from([b"", b" ", b"{}", b" {} ", b'{"a": 1}', b"7\xff", b"\xef\xbb\xbf{}", b"{" * 30])),
+    last=st.sampled_from([b"", b"{}", b"  "]),
+    block_bytes=st.integers(1, 50),
+    cuts=st.tuples(st.integers(0, 80), st.integers(0, 80)),
+)
+def test_lines_are_cut_the_same_wherever_blocks_and_ranges_end(
+    tmp_path_factory, monkeypatch, lines, last, block_bytes, cuts
+):
+    from celr_ray.logs import framing
+
+    data = b"".join(line + b"\n" for line in lines) + last
+    path = tmp_path_factory.mktemp("cut") / "logs.jsonl"
+    path.write_bytes(data)
+    start, end = min(*cuts, len(data)), min(max(cuts), len(data)) + 1
+    counter = framing.LineCounter()
+    monkeypatch.setattr(framing, "BLOCK_BYTES", block_bytes)
+    found = [
+        (
+            counter.line,
+            value.offset,
+            bytes(value.raw if value.damage is None else value.raw[:20]),
+            value.damage is not None,
+        )
+        for value in framing.iter_values(framing.FileRange(str(path), start, end), 20, counter)
+        if value.damage != "the file is empty"
+    ]
+    assert found == cut_simply(data, start, end, 20)
+
+
 @pytest.fixture(scope="module")
 def fuzz_sources(demo_logs) -> dict[str, bytes]:
     """Real bytes of each format, short enough to be changed a few hundred times."""

@@ -15,6 +15,7 @@ from runs import LOOP, ingest
 from celr_ray import lock as lock_module
 from celr_ray import owner as owner_module
 from celr_ray import storage
+from celr_ray.atomic import TEMPORARY_PREFIX
 from celr_ray.cli import main
 from celr_ray.errors import OutputError
 from celr_ray.lock import LOCK_NAME, run_lock
@@ -71,7 +72,7 @@ def test_a_second_command_is_refused_and_the_owner_named(run, holder, demo_logs,
 
 
 def test_a_killed_owner_leaves_a_lock_that_is_taken_over_at_once(run, holder, demo_logs, capsys):
-    left = Path(run, f"{storage.TEMPORARY_PREFIX}{'0' * 32}-part-00000.parquet")
+    left = Path(run, f"{TEMPORARY_PREFIX}{'0' * 32}-part-00000.parquet")
     left.write_bytes(b"half")
     holder.send_signal(signal.SIGKILL)
     while ") Z " not in Path(f"/proc/{holder.pid}/stat").read_text():  # killed, and not yet waited for

@@ -6,10 +6,13 @@ import shutil
 import pytest
 from runs import ingest, quarantine, read_gz_json, read_rows
 
+from celr_ray.config import IngestConfig
 from celr_ray.errors import InputError
 from celr_ray.logs.api import normalise_record
 from celr_ray.logs.ingest import describe_lacks
+from celr_ray.logs.planning import choose_split_bytes, make_plan, plan_units
 from celr_ray.schema import Trajectory
+from celr_ray.storage import StoredFile
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +213,22 @@ def test_folder_without_logs_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(InputError, match="no log files"):
         ingest(tmp_path / "run", tmp_path)
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("total_mib", "limit_mib", "unit_mib"),
+    [(10, 128, 64), (1_600, 128, 64), (6_400, 128, 100), (50_000, 128, 128), (50_000, 256, 256), (10, 5, 5)],
+)
+def test_units_are_a_64th_of_the_input_within_bounds(total_mib, limit_mib, unit_mib):
+    assert choose_split_bytes(total_mib * MIB, limit_mib * MIB) == unit_mib * MIB
+
+
+def test_the_plan_names_the_size_of_its_units(tmp_path, demo_logs):
+    plan, _, _ = make_plan([str(demo_logs)], IngestConfig())
+    assert plan.settings["ingest"]["split_bytes"] == 64 * MIB
+    files = [StoredFile(f"{tmp_path}/{name}.jsonl", 800 * MIB, 0) for name in "ab"]
+    units = plan_units(files, IngestConfig(split_bytes=choose_split_bytes(1_600 * MIB, 128 * MIB)))
+    assert len(units) == 26

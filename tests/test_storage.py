@@ -10,6 +10,7 @@ import pytest
 from runs import read_rows
 
 from celr_ray import storage
+from celr_ray.atomic import TEMPORARY_PREFIX
 from celr_ray.cli import main
 from celr_ray.errors import InputError, OutputError
 
@@ -116,7 +117,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 
 def test_temporaries_of_killed_writers_are_deleted_and_nothing_else(tmp_path):
-    left = tmp_path / "trajectories" / f"{storage.TEMPORARY_PREFIX}{'0' * 32}-part-00000.parquet"
+    left = tmp_path / "trajectories" / f"{TEMPORARY_PREFIX}{'0' * 32}-part-00000.parquet"
     kept = [tmp_path / ".tmp-mine", tmp_path / "trajectories" / "part-00000.parquet"]
     for path in (left, *kept):
         storage.write_bytes(str(path), b"x")

@@ -26,7 +26,7 @@ def normalise_record(record: Mapping[str, Any]) -> dict[str, Any]:
     if "trajectory_id" in record and "messages" in record:
         return Trajectory.model_validate(dict(record)).model_dump()
     raw = json.dumps(record, ensure_ascii=False).encode()
-    items = list(RecordReader("auto").read(raw, SourceContext()))
+    items = RecordReader("auto").read(raw, SourceContext())
     if len(items) != 1:
         raise RecordError(f"one record is expected, this holds {len(items)} runs")
     name, item = items[0]

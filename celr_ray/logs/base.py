@@ -72,7 +72,7 @@ class ReadItem(NamedTuple):
     """One record of a JSON value: its position in a container, its bytes, the run or what is wrong with it."""
 
     position: int
-    raw: bytes
+    raw: bytes | memoryview
     result: ParsedRun | RecordError
 
 
@@ -91,13 +91,13 @@ class LogReader:
 
     name: str
     matches: Callable[[frozenset[str]], bool]
-    read: Callable[[bytes, SourceContext], Iterator[ReadItem]]
+    read: Callable[[bytes, SourceContext], Iterator[ReadItem]] | SingleRecordReader
     lacks: tuple[str, ...] = ()
     unmapped: tuple[str, ...] = ()
     shares_keys: bool = False
 
 
-def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+def decode(decoder: msgspec.json.Decoder[Any], raw: bytes | memoryview) -> Any:
     """Decode a record, with every way in which it can fail turned into a RecordError.
 
     Raises:
@@ -115,15 +115,31 @@ def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         raise RecordError("not usable JSON: nested too deep") from error
 
 
+class SingleRecordReader:
+    """The `read` function of a format in which one JSON object is one run; `read_run` does without the iterator."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any], parse: Callable[[Any, SourceContext], ParsedRun]) -> None:
+        self._decoder = decoder
+        self._parse = parse
+
+    def __call__(self, raw: bytes, context: SourceContext) -> Iterator[ReadItem]:
+        """Yield the one run of an object."""
+        yield ReadItem(0, raw, self.read_run(raw, context))
+
+    def read_run(self, raw: bytes | memoryview, context: SourceContext) -> ParsedRun:
+        """Return the one run of an object.
+
+        Raises:
+            RecordError: it is unusable.
+        """
+        return self._parse(decode(self._decoder, raw), context)
+
+
 def single_record_reader(
     decoder: msgspec.json.Decoder[Any], parse: Callable[[Any, SourceContext], ParsedRun]
-) -> Callable[[bytes, SourceContext], Iterator[ReadItem]]:
+) -> SingleRecordReader:
     """Make the `read` function of a format in which one JSON object is one run."""
-
-    def read(raw: bytes, context: SourceContext) -> Iterator[ReadItem]:
-        yield ReadItem(0, raw, parse(decode(decoder, raw), context))
-
-    return read
+    return SingleRecordReader(decoder, parse)
 
 
 def make_task_id(source: str, domain: str | None, task: str | int) -> str:
@@ -135,7 +151,7 @@ def make_task_id(source: str, domain: str | None, task: str | int) -> str:
     own = str(task).strip()
     if not own:
         raise RecordError("the task id is empty")
-    return "/".join(part for part in (source, domain, own) if part)
+    return "/".join([part for part in (source, domain, own) if part])
 
 
 class CallNumbers:

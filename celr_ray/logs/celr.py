@@ -88,13 +88,16 @@ def _conversation(request: str, answer: str) -> list[ParsedMessage]:
     return [ParsedMessage("user", request), ParsedMessage("assistant", answer)]
 
 
-def _n_completed(steps: list[_PlanStep] | list[_LoggedStep]) -> int:
-    return sum(step.status.upper() == "COMPLETED" for step in steps)
-
-
 def _parse_plan(log: _PlanLog, context: SourceContext) -> ParsedRun:
     status = _status(log.final_status)
-    parts = [f"{step.description}\n\n{step.output}" if step.output else step.description for step in log.plan]
+    parts: list[str] = []
+    n_completed = n_retries = 0
+    for step in log.plan:
+        parts.append(step.description)
+        if step.output:
+            parts.append(step.output)
+        n_completed += step.status.upper() == "COMPLETED"
+        n_retries += step.retry_count
     models = {name for line in log.execution_log for name in _LLM_CALL.findall(line) if name != "None"}
     return ParsedRun(
         task_id=make_task_id("celr", None, log.task_id),
@@ -106,8 +109,8 @@ def _parse_plan(log: _PlanLog, context: SourceContext) -> ParsedRun:
         cost_usd=log.total_cost if log.total_cost is not None else log.total_cost_usd,
         budget_limit_usd=log.budget_limit_usd,
         n_steps=len(log.plan),
-        n_steps_completed=_n_completed(log.plan),
-        n_retries=sum(step.retry_count for step in log.plan),
+        n_steps_completed=n_completed,
+        n_retries=n_retries,
     )
 
 
@@ -122,7 +125,7 @@ def _parse_steps(log: _StepLog, context: SourceContext) -> ParsedRun:
         success=_OUTCOME.get(status),
         cost_usd=log.cost_usd,
         n_steps=len(log.steps),
-        n_steps_completed=_n_completed(log.steps),
+        n_steps_completed=sum(step.status.upper() == "COMPLETED" for step in log.steps),
         n_retries=retries,
     )
 

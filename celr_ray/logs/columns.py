@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,27 +36,30 @@ _PLACE_FIELDS = ("trajectory_id", "source_uri", "source_format", "source_offset"
 _PIECE_ROWS = 256
 
 
+def _to_array(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
+    """Build a column; one without any value, as a format leaves several, is made at once."""
+    if values and values[0] is None and values.count(None) == len(values):
+        return pa.nulls(len(values), kind)
+    return pa.array(values, type=kind)
+
+
+def _empty_lists(n_rows: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(np.zeros(n_rows + 1, dtype=np.int32)), pa.array([], type=pa.string()))
+
+
 def build_messages(conversations: list[list[ParsedMessage]]) -> pa.Array:
     """Build the Arrow array of conversations, shape (n,) of `schema.MESSAGES`."""
     lengths = np.fromiter((len(messages) for messages in conversations), dtype=np.int64, count=len(conversations))
     offsets = np.zeros(len(conversations) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    columns = list(zip(*(message for messages in conversations for message in messages), strict=True))
-    arrays = [pa.array(columns[i] if columns else [], type=field.type) for i, field in enumerate(MESSAGE_FIELDS)]
+    columns = list(zip(*chain.from_iterable(conversations), strict=True)) or [()] * len(MESSAGE_FIELDS)
+    arrays = [_to_array(values, field.type) for values, field in zip(columns, MESSAGE_FIELDS, strict=True)]
     structs = pa.StructArray.from_arrays(arrays, fields=MESSAGE_FIELDS)
     return pa.ListArray.from_arrays(pa.array(offsets), structs, type=MESSAGES)
 
 
-class _Row(NamedTuple):
-    """One run and where it came from; `run` first, then the order of `_PLACE_FIELDS`."""
-
-    run: ParsedRun
-    trajectory_id: str
-    source_uri: str
-    source_format: str
-    source_offset: int
-    source_index: int
-    bucket: int
+_Row = tuple[ParsedRun, str, str, str, int, int, int]
+"""One run and where it came from: `run` first, then the order of `_PLACE_FIELDS`."""
 
 
 class TableBuilder:
@@ -74,7 +78,7 @@ class TableBuilder:
         """Append one run and where it came from."""
         bucket = assign_bucket(run.task_id, self._n_buckets)
         rows = self._waiting[bucket]
-        rows.append(_Row(run, trajectory_id, uri, format_name, offset, index, bucket))
+        rows.append((run, trajectory_id, uri, format_name, offset, index, bucket))
         if len(rows) == _PIECE_ROWS:
             self._pieces[bucket].append(_build_piece(rows))
             rows.clear()
@@ -92,14 +96,14 @@ class TableBuilder:
 
 
 def _build_piece(rows: list[_Row]) -> pa.Table:
-    runs = zip(*(_get_run_fields(row.run) for row in rows), strict=True)
-    _, *places = zip(*rows, strict=True)
+    parsed, *places = zip(*rows, strict=True)
+    runs = zip(*map(_get_run_fields, parsed), strict=True)
     arrays: dict[str, pa.Array] = {
-        name: pa.array(values, type=TRAJECTORY_SCHEMA.field(name).type)
+        name: _to_array(values, TRAJECTORY_SCHEMA.field(name).type)
         for name, values in zip((*_RUN_FIELDS, *_PLACE_FIELDS), (*runs, *places), strict=True)
     }
-    arrays["messages"] = build_messages([row.run.messages for row in rows])
+    arrays["messages"] = build_messages([run.messages for run in parsed])
     for name in SCORE_COLUMNS:
         arrays[name] = pa.nulls(len(rows), pa.float64())
-    arrays["missing_scores"] = pa.array([[]] * len(rows), type=pa.list_(pa.string()))
+    arrays["missing_scores"] = _empty_lists(len(rows))
     return pa.Table.from_arrays([arrays[name] for name in TRAJECTORY_SCHEMA.names], schema=TRAJECTORY_SCHEMA)

@@ -7,6 +7,7 @@ empty file) is yielded as damage, never skipped and never raised.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _PACKED_BYTES = 256 * 1024
 _HEAD_BYTES = 64 * 1024
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _LINE_EXTENSIONS = (".jsonl", ".ndjson")
+_BRACE = ord("{")
 _UTF8_BOM = b"\xef\xbb\xbf"
 _WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _MAX_KEPT_BYTES = 64 * 1024
@@ -34,13 +36,13 @@ class Value(NamedTuple):
 
     Attributes:
         offset: byte offset in the uncompressed file.
-        raw: its bytes (of a damaged value the first 64 KiB).
+        raw: its bytes (of a damaged value the first 64 KiB); of a whole line a view, which keeps the block it lies in.
         damage: why it cannot be a value; None if it may be one.
         n_bytes: its full length.
     """
 
     offset: int
-    raw: bytes
+    raw: bytes | memoryview
     damage: str | None
     n_bytes: int
 
@@ -215,41 +217,47 @@ def _iter_lines(blocks: _Blocks, part: FileRange, limit: int, counter: LineCount
     pending: list[bytes] = []
     pending_bytes = 0
     skip_first = part.start > 0
+    end = math.inf if part.end is None else part.end
     for block in blocks:
-        pieces = block.split(b"\n")
-        for piece in pieces[:-1]:
-            length = pending_bytes + len(piece)
+        view = memoryview(block)
+        start = 0
+        while (newline := block.find(b"\n", start)) >= 0:
+            length = pending_bytes + newline - start
             if not skip_first:
                 counter.line += 1
-                yield from _as_value(offset, pending, piece, length, limit)
+                value = _as_value(offset, pending, view[start:newline], length, limit)
+                if value is not None:
+                    yield value
             skip_first = False
             offset += length + 1
+            start = newline + 1
             pending, pending_bytes = [], 0
-            if part.end is not None and offset >= part.end:
+            if offset >= end:
                 return
         if pending_bytes <= limit:
-            pending.append(pieces[-1])
-        pending_bytes += len(pieces[-1])
+            pending.append(block[start:])
+        pending_bytes += len(block) - start
     if skip_first:
         return
     counter.line += 1
     if blocks.error:
         kept = b"".join(pending)
         yield Value(offset, kept[:_MAX_KEPT_BYTES], blocks.error, pending_bytes)
-    else:
-        yield from _as_value(offset, pending, b"", pending_bytes, limit)
+    elif value := _as_value(offset, pending, memoryview(b""), pending_bytes, limit):
+        yield value
 
 
-def _as_value(offset: int, pending: list[bytes], last: bytes, length: int, limit: int) -> Iterator[Value]:
+def _as_value(offset: int, pending: list[bytes], last: memoryview, length: int, limit: int) -> Value | None:
+    """Make the value of a line; None if it is blank. Most lines lie within one block and begin with a brace."""
+    if not pending and 0 < length <= limit and last[0] == _BRACE:
+        return Value(offset, last, None, length)
+    line = b"".join([*pending, last])
     if length > limit:
-        kept = b"".join([*pending, last])[:_MAX_KEPT_BYTES]
-        yield Value(offset, kept, f"a line of {length:,} bytes; the limit is {limit:,} bytes", length)
-        return
-    line = b"".join([*pending, last]) if pending else last
+        reason = f"a line of {length:,} bytes; the limit is {limit:,} bytes"
+        return Value(offset, line[:_MAX_KEPT_BYTES], reason, length)
     if offset == 0:
         line = line.removeprefix(_UTF8_BOM)
-    if line and not line.isspace():
-        yield Value(offset, line, None, length)
+    return Value(offset, line, None, length) if line and not line.isspace() else None
 
 
 def _whole_document(blocks: _Blocks, limit: int) -> Iterator[Value]:

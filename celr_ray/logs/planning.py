@@ -20,6 +20,8 @@ _RUN_MARK = "/plans/ingest.json"
 _GZIP_RATIO = 6
 _BYTES_PER_BUCKET = 256 * 2**20
 _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
+_MIN_SPLIT_BYTES = 64 * 2**20
+_WANTED_UNITS = 64
 
 
 def find_files(uris: Sequence[str]) -> list[StoredFile]:
@@ -61,7 +63,7 @@ def take_task_definitions(
         if name.startswith("tasks") and split_extension(file.uri)[0] == ".json":
             try:
                 value = next(iter_values(FileRange(file.uri), limit))
-                texts.update(read_task_definitions(value.raw))
+                texts.update(read_task_definitions(bytes(value.raw)))
                 taken.append(file.uri)
                 continue
             except RecordError:
@@ -81,6 +83,19 @@ def choose_n_buckets(total_bytes: int) -> int:
     Fewer buckets mean larger row groups and fewer footers to read; more mean smaller units of pairing.
     """
     return min(max(-(-total_bytes // _BYTES_PER_BUCKET), _MIN_BUCKETS), _MAX_BUCKETS)
+
+
+def choose_split_bytes(total_bytes: int, limit: int) -> int:
+    """Choose the size of a unit: a 64th of the input, between 64 MiB and the limit that is set.
+
+    Many units keep all workers busy to the end, large ones have large row groups. The number of CPUs has no part in it:
+    a run may be finished on another machine, where its units must be the same.
+
+    Args:
+        total_bytes: estimated input size.
+        limit: `ingest.split_bytes`; a smaller one than 64 MiB is taken as it is.
+    """
+    return min(limit, max(_MIN_SPLIT_BYTES, -(-total_bytes // _WANTED_UNITS)))
 
 
 def plan_units(files: Sequence[StoredFile], config: IngestConfig) -> list[Unit]:
@@ -128,6 +143,7 @@ def make_plan(uris: Sequence[str], config: IngestConfig) -> tuple[StagePlan, dic
         raise InputError(f"only task definitions and no logs in {', '.join(uris)}")
     total = estimate_bytes(files)
     n_buckets = config.n_buckets or choose_n_buckets(total)
+    config = config.model_copy(update={"split_bytes": choose_split_bytes(total, config.split_bytes)})
     settings: dict[str, Any] = {
         "inputs": {file.uri: [file.size_bytes, file.modified_ns] for file in files},
         "task_definitions": definitions,

@@ -8,7 +8,7 @@ import msgspec
 
 from celr_ray.errors import RecordError
 from celr_ray.logs.atif import ATIF
-from celr_ray.logs.base import LogReader, ReadItem, SourceContext, decode
+from celr_ray.logs.base import LogReader, ReadItem, SingleRecordReader, SourceContext, decode
 from celr_ray.logs.celr import CELR_BENCHMARK, CELR_PLAN, CELR_STEP
 from celr_ray.logs.chat import CHAT
 from celr_ray.logs.intercode import INTERCODE
@@ -65,12 +65,21 @@ class RecordReader:
         self._fixed = READERS[format_name] if format_name != "auto" else None
         self._last = self._fixed
 
-    def read(self, value: bytes, context: SourceContext) -> Iterator[tuple[str, ReadItem]]:
-        """Yield each record of a JSON value as (format, item); `index` counts within the outermost container.
+    def read(self, value: bytes | memoryview, context: SourceContext) -> list[tuple[str, ReadItem]]:
+        """Return each record of a JSON value as (format, item); `index` counts within the outermost container.
 
         Raises:
             RecordError: the value as a whole is unusable.
         """
+        last = self._last
+        if last is not None and isinstance(last.read, SingleRecordReader) and not last.shares_keys:
+            try:
+                return [(last.name, ReadItem(0, value, last.read.read_run(value, context)))]
+            except RecordError:
+                pass  # another format, a list, or damage: what it is will be told below
+        return list(self._read_value(bytes(value), context))
+
+    def _read_value(self, value: bytes, context: SourceContext) -> Iterator[tuple[str, ReadItem]]:
         if value.lstrip()[:1] != b"[":
             yield from self._read_object(value, context)
             return
