@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from typing import Annotated, Any, Literal
 
-import regex  # type: ignore[import-untyped]
+import regex
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from celr_ray.core.jail.worker import plan_tests

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 __all__ = ["check_schema", "describe_violation"]
 

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from celr_ray.core.answers import extract_answer, extract_code, has_code, is_close, normalise_text, read_number
 from celr_ray.core.checks import (
