@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from celr_ray.core.answers import AnswerKind
 from celr_ray.core.calls import Call, Models
 from celr_ray.core.calls import make_seed as make_call_seed
 from celr_ray.core.clients import Generation
@@ -51,6 +52,7 @@ def first_calls(prompts: Sequence[str], key: KeyArray, tier: int, system_prompt:
 
 def probe_tasks(
     prompts: Sequence[str],
+    kinds: Sequence[AnswerKind],
     key: KeyArray,
     budget_usd: FloatArray,
     models: Models,
@@ -60,6 +62,8 @@ def probe_tasks(
     is_wanted: bool,
 ) -> Probe:
     """Sample the cheapest tier twice for each task whose budget allows it; not wanted = nothing is known.
+
+    `kinds` says how the answers to each task are compared; the other arguments are as everywhere.
 
     Raises:
         ModelError: an engine is dead, or an endpoint refuses every call.
@@ -88,5 +92,5 @@ def probe_tasks(
         probe.seconds[row] = max((reply.seconds for reply in said), default=0.0)
         if len(said) == _N_SAMPLES:
             texts, logprobs = [reply.text for reply in said], [reply.mean_logprob for reply in said]
-            probe.agreement[row], probe.confidence[row] = cheap_signals(texts, logprobs)
+            probe.agreement[row], probe.confidence[row] = cheap_signals(texts, logprobs, kinds[row])
     return probe

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from celr_ray.config import ExecuteConfig
+from celr_ray.core.answers import AnswerKind
 from celr_ray.core.calls import Models
 from celr_ray.core.episodes import KeyArray, TaskColumns
 from celr_ray.core.live import hash_text
@@ -52,7 +53,16 @@ def make_task_columns(
     strongest = first_calls(prompts, key, models.ladder.n_tiers - 1, config.system_prompt, seed)
     budget = _make_budgets(tasks, models.worst_case_usd(strongest, within_window=False), config.default_budget_usd)
     given = np.array([np.nan if task.difficulty is None else task.difficulty for task in tasks])
-    probe = probe_tasks(prompts, key, budget, models, config.system_prompt, seed, is_wanted=config.probe)
+    probe = probe_tasks(
+        prompts,
+        [_answer_kind(task) for task in tasks],
+        key,
+        budget,
+        models,
+        config.system_prompt,
+        seed,
+        is_wanted=config.probe,
+    )
     return TaskColumns(
         key=key,
         budget_usd=budget,
@@ -74,6 +84,11 @@ def _make_budgets(tasks: Sequence[Task], strongest_usd: FloatArray, default_usd:
     own = np.array([np.nan if task.budget_usd is None else task.budget_usd for task in tasks])
     usual = np.where(strongest_usd > 0, _DEFAULT_BUDGET_CALLS * strongest_usd, _FREE_BUDGET_USD)
     return np.where(np.isnan(own), usual if default_usd is None else default_usd, own)
+
+
+def _answer_kind(task: Task) -> AnswerKind:
+    """Return how answers to a task are compared with each other; its checker is asked for its kind only."""
+    return "text" if task.checker is None else task.checker.kind
 
 
 def _is_coding(task: Task) -> bool:
