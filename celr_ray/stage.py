@@ -36,7 +36,7 @@ _READERS = 16
 
 STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert")
 STAGE_FOLDERS = {
-    "execute": ("logs", "episodes", "quarantine"),
+    "execute": ("logs", "episodes", "rejected"),
     "ingest": ("trajectories", "quarantine"),
     "judge": ("judgments",),
     "pair": ("pairs", "unpaired", "tasks"),

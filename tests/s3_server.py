@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -131,14 +132,20 @@ class CuttingProxy:
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._limit: int | None = None
-        self._passed = 0
+        self._then: Callable[[], None] | None = None
+        self.passed = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, after_bytes: int | None) -> None:
-        """Cut all connections after so many bytes from now on, both directions together; None = never."""
-        self._passed, self._limit = 0, after_bytes
+    def cut(self, after_bytes: int | None, then: Callable[[], None] | None = None) -> None:
+        """Cut all connections after so many bytes from now on, both directions together; None = never.
+
+        Args:
+            after_bytes: how many may still pass.
+            then: called once, before the first connection is cut.
+        """
+        self.passed, self._limit, self._then = 0, after_bytes, then
 
     def close(self) -> None:
         """Take no more connections."""
@@ -148,15 +155,22 @@ class CuttingProxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._server_port))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:
+                    client.close()
+                    continue
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                self._passed += len(data)
-                if self._limit is not None and self._passed > self._limit:
+                self.passed += len(data)
+                if self._limit is not None and self.passed > self._limit:
+                    then, self._then = self._then, None
+                    if then is not None:
+                        then()
                     break
                 sink.sendall(data)
         for one in (source, sink):

@@ -296,7 +296,7 @@ def test_bad_task_lines_are_rejected_with_line_and_reason(tmp_path):
     tasks = [*make_tasks(2), '{"task_id": "x"}', "{broken"]
     _, _, report = run(tmp_path, tasks, solve)
     assert (report.counts["rows_in"], report.counts["rows_out"], report.counts["rejected"]) == (4, 2, 2)
-    rows = [json.loads(line) for line in (tmp_path / "out/quarantine/part-00000.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out/rejected/part-00000.jsonl").read_text().splitlines()]
     assert [row["line"] for row in rows] == [3, 4]
     assert "prompt" in rows[0]["reason"]
     with pytest.raises(InputError):

@@ -2,7 +2,7 @@
 
     LOGS/logs/part-00000.jsonl       one ATIF document a task, for `celr-ray pipeline --logs LOGS/logs`
     LOGS/episodes/part-00000.parquet one row a task: outcome, cost, decisions
-    LOGS/quarantine/part-00000.jsonl task lines that cannot be used
+    LOGS/rejected/part-00000.jsonl   task lines that cannot be used
     LOGS/summary.json                success and cost with intervals
 
 A unit is the least that is lost: an engine that dies takes its unit's episodes with it, and they are begun anew.
@@ -118,7 +118,7 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
     open_stage(job.out, plan, overwrite=job.overwrite)
     if file.rejected:
         rows = "".join(row.model_dump_json() + "\n" for row in file.rejected)
-        storage.write_bytes(storage.join(job.out, "quarantine", part_name(0, "jsonl")), rows.encode())
+        storage.write_bytes(storage.join(job.out, "rejected", part_name(0, "jsonl")), rows.encode())
     work = Work(
         factory=ExecuteFactory(job, clients),
         is_stateful=True,
