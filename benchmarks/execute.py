@@ -1,5 +1,8 @@
 """Policies on a task suite with real models: success and cost of always-cheap, always-strong and the heuristic.
 
+The heuristic runs twice: on tasks without a verifier, where it takes the first answer of the tier that it begins on,
+and on the suite's own, where a model is asked whether the answer is right.
+
 One half of the suite (every other task) trains the difficulty estimate from the cheap model's own first attempts; the
 other half is what the policies are compared on. Then all their logs go through `celr-ray pipeline`, to count the pairs.
 
@@ -12,7 +15,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,22 @@ from measure import describe_machine, find_versions, write_result
 TIME = ("--execute.default-time-limit-s", "36000")
 """Two noisy cores: no task shall fail for want of time."""
 
-POLICIES = ("always-cheap", "always-strong", "heuristic")
+ROWS = {
+    "always-cheap": ("always-cheap", "test-plain.jsonl"),
+    "always-strong": ("always-strong", "test-plain.jsonl"),
+    "heuristic": ("heuristic", "test-plain.jsonl"),
+    "heuristic-verified": ("heuristic", "test.jsonl"),
+}
+"""Row of the table: policy and tasks."""
 
 
-def run(*words: str) -> tuple[str, float]:
-    """Run a celr-ray command; returns its last line and the seconds that it took."""
+def run(*words: str) -> str:
+    """Run a celr-ray command; returns its last line."""
     print("celr-ray", *words, file=sys.stderr, flush=True)
-    started = time.perf_counter()
     output = subprocess.run(
         [sys.executable, "-m", "celr_ray.cli", *words], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
-    return output.strip().splitlines()[-1], round(time.perf_counter() - started, 1)
+    return output.strip().splitlines()[-1]
 
 
 def split_suite(tasks: Path, folder: Path, limit: int | None) -> tuple[Path, Path]:
@@ -42,6 +49,8 @@ def split_suite(tasks: Path, folder: Path, limit: int | None) -> tuple[Path, Pat
         half = lines[start::2]
         n = min(limit or len(half), len(half))
         path.write_text("".join(half[i * len(half) // n] + "\n" for i in range(n)))
+    plain = [{**json.loads(line), "verifier": None} for line in halves[1].read_text().splitlines()]
+    (folder / "test-plain.jsonl").write_text("".join(json.dumps(task) + "\n" for task in plain))
     return halves
 
 
@@ -80,23 +89,37 @@ def main() -> None:
     parser.add_argument("--out", help="result file")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    train, test = split_suite(args.tasks, args.work, args.limit)
+    train, _ = split_suite(args.tasks, args.work, args.limit)
     estimate, estimated = train_estimate(train, args.tiers, args.model, args.work)
     table: dict[str, Any] = {}
-    for policy in POLICIES:
-        logs = args.work / policy
-        words = ["--tasks", str(test), "--tiers", args.tiers, "--policy", policy, "--out", str(logs), *TIME]
-        _, seconds = run("execute", *words, "--execute.difficulty", str(estimate))
+    for row, (policy, tasks) in ROWS.items():
+        logs = args.work / row
+        words = [
+            "--tasks",
+            str(args.work / tasks),
+            "--tiers",
+            args.tiers,
+            "--policy",
+            policy,
+            "--out",
+            str(logs),
+            *TIME,
+        ]
+        run("execute", *words, "--execute.difficulty", str(estimate))
+        seconds = json.loads((logs / "run.json").read_text())["stages"]["execute"]["seconds"]
         summary = json.loads((logs / "summary.json").read_text())
-        table[policy] = {**summary, "by_level": by_level(logs), "command_seconds": seconds}
-    all_logs = [str(args.work / policy / "logs") for policy in POLICIES]
-    paired, _ = run("pipeline", "--logs", *all_logs, "--out", str(args.work / "run"))
+        table[row] = {**summary, "by_level": by_level(logs), "stage_seconds": seconds}
+    all_logs = [str(args.work / row / "logs") for row in ROWS]
+    paired = run("pipeline", "--logs", *all_logs, "--out", str(args.work / "run"))
     stages = json.loads((args.work / "run" / "run.json").read_text())["stages"]
-    cost = {policy: figures["cost_usd"]["value"] for policy, figures in table.items()}
+    cost = {row: figures["cost_usd"]["value"] for row, figures in table.items()}
     write_result(
         args.out,
         {
             "ratio_heuristic_cost_over_always_strong": round(cost["heuristic"] / cost["always-strong"], 3),
+            "ratio_heuristic_verified_cost_over_always_strong": round(
+                cost["heuristic-verified"] / cost["always-strong"], 3
+            ),
             "ratio_always_cheap_cost_over_always_strong": round(cost["always-cheap"] / cost["always-strong"], 3),
             "policies": table,
             "difficulty": {key: estimated[key] for key in ("n_train_tasks", "n_tasks", "auc", "brier", "ece")},

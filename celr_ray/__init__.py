@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celr_ray.cortex.policy import MetaPolicy
+    from celr_ray.cortex.state import StateExtractor
     from celr_ray.tables import read_judgments, read_pairs, read_trajectories
     from celr_ray.training.data_generator import PreferencePairGenerator
     from celr_ray.training.pipeline import TrainingPipeline, TrainingReport
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from celr_ray.training.self_reward import SelfRewardScorer
 
 __all__ = [
+    "MetaPolicy",
     "PreferencePairGenerator",
     "SelfRewardScorer",
+    "StateExtractor",
     "TrainingPipeline",
     "TrainingReport",
     "TrajectoryScorer",
@@ -28,6 +32,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MetaPolicy": "celr_ray.cortex.policy",
+    "StateExtractor": "celr_ray.cortex.state",
     "PreferencePairGenerator": "celr_ray.training.data_generator",
     "SelfRewardScorer": "celr_ray.training.self_reward",
     "TrainingPipeline": "celr_ray.training.pipeline",

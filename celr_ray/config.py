@@ -185,7 +185,9 @@ class ExecuteConfig(Section):
         description="budget of tasks that have none, US$; null = four times the worst case of one attempt on the "
         "strongest tier",
     )
-    default_time_limit_s: float = Field(600, gt=0, description="time limit of tasks that have none, seconds")
+    default_time_limit_s: float = Field(
+        3600, gt=0, description="time limit of tasks that have none, seconds; calls of a batch share its time"
+    )
     system_prompt: str | None = Field(None, description="system message in front of every task")
     difficulty: Uri | None = Field(
         None, description="difficulty model made by `celr-ray train-difficulty`; null = a constant, flagged as unknown"

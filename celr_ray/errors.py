@@ -5,9 +5,9 @@ CelrRayError                 anything this package raises on purpose; exit code 
 │   ├── ConfigError          a flag, a YAML key or a value is wrong
 │   ├── InputError           a path is missing, unreadable or holds no logs
 │   ├── OutputError          a folder cannot be written or holds something else
+│   ├── PolicyError          a policy, or a state given to one, cannot be used
 │   └── RunMismatchError     the folder holds a run made with other inputs or settings
 ├── RecordError              one log record is unusable; goes to quarantine, never ends a job
-├── PolicyError              a policy, or a state given to one, cannot be used
 ├── ModelError               a model cannot be found, converted or loaded
 ├── SandboxError             code of a model cannot be run in isolation on this machine
 └── ConservationError        rows in ≠ rows out + rejected: a defect of this package
@@ -62,7 +62,7 @@ class RecordError(CelrRayError):
     """One log record is unusable. Caught per record and written to quarantine."""
 
 
-class PolicyError(CelrRayError):
+class PolicyError(UsageError):
     """A policy, or a state given to one, cannot be used."""
 
 

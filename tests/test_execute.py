@@ -16,7 +16,7 @@ from celr_ray.core.clients import CallFailure
 from celr_ray.core.execute_stage import run_execute
 from celr_ray.core.execute_summary import describe, read_episodes, write_summary
 from celr_ray.cortex.state import FEATURE_INDEX
-from celr_ray.errors import InputError, ModelError, RunMismatchError
+from celr_ray.errors import ConfigError, InputError, ModelError, RunMismatchError
 from celr_ray.logs.api import normalise_record
 from celr_ray.testing import FakeClient
 
@@ -96,7 +96,11 @@ def test_every_log_is_valid_atif_and_comes_back_through_the_reader(tmp_path):
         assert row["success"] is celr["success"]
         assert row["cost_usd"] == pytest.approx(sum(d["cost_usd"] for d in decisions(log)))
         answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
-        assert answers == [s["message"] for s in log["steps"] if s["source"] == "agent"]
+        said = [s for s in log["steps"] if s["source"] == "agent"]
+        assert answers == [s["message"] for s in said if not s["extra"]["celr"].get("is_placeholder")]
+        assert answers[-1:] == [s["message"] for s in said][-1:], "the last answer's talk is what a trainer sees"
+        roles = [m["role"] for m in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2), "one talk, not several as one"
         for number, decision in enumerate(decisions(log)):
             assert decision["t"] == number
             assert decision["mask"][list(decision["probabilities"]).index(decision["action"])]
@@ -206,6 +210,78 @@ def test_opinions_of_models_are_asked_for_and_paid(tmp_path, verifier, n_calls):
     assert len(clients["cheap"].calls) == 1 + n_calls
 
 
+@pytest.mark.parametrize("reply", [CallFailure("no answer", "timeout", 7.0), "I think so."])
+def test_a_verifier_that_says_nothing_refutes_nothing(tmp_path, reply):
+    def say(chat, seed):
+        return reply if "proposed_answer" in chat[-1]["content"] else solve(chat, seed)
+
+    logs, _, _ = run(tmp_path, make_tasks(1, verifier={"kind": "model"}), say)
+    found = decisions(logs[0])
+    assert [d["action"] for d in found] == ["RECURSE", "VERIFY", "STOP"]
+    assert found[1]["verification"] is None
+    assert found[1]["failure"].split(":")[0] in ("timeout", "unreadable")
+    assert found[1]["tier"] == "cheap"
+    assert logs[0]["extra"]["celr"]["success"] is True
+
+
+def test_failed_calls_take_time_and_the_limit_ends_them(tmp_path):
+    def fail(chat, seed):
+        return CallFailure("no answer within 5 s", "timeout", 5.0)
+
+    logs, _, _ = run(tmp_path, make_tasks(1, time_limit_s=8), fail)
+    assert [d["action"] for d in decisions(logs[0])] == ["RECURSE", "RECURSE", "ABORT"]
+
+
+def test_with_default_caps_every_rule_of_the_heuristic_can_fire(tmp_path):
+    wrong = {"kind": "regex", "pattern": "^x$"}
+    easy, _, _ = run(tmp_path, make_tasks(1, verifier=wrong), out="easy")
+    actions = [d["action"] for d in decisions(easy[0])]
+    assert actions == ["RECURSE", "VERIFY"] * 4 + ["RETRY_COMPRESSED", "VERIFY", "ABORT"]
+    three = TIERS + TIERS.splitlines()[2].replace("cheap", "best") + "\n" + TIERS.splitlines()[3]
+    hard = make_tasks(1, verifier=wrong, difficulty=0.85)
+    config = {"escalation": {"hard_difficulty": 0.99}}
+    (folder := tmp_path / "hard").mkdir()
+    logs, _, _ = run_three(folder, hard, three, config)
+    assert [d["action"] for d in decisions(logs[0])].count("ESCALATE") == 2
+
+
+def run_three(folder, tasks, tiers, execute):
+    """Execute on three tiers."""
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    (folder / "tiers.yaml").write_text(tiers)
+    job = ExecuteJob(
+        tasks=str(folder / "tasks.jsonl"),
+        tiers=str(folder / "tiers.yaml"),
+        out=str(folder / "out"),
+        execute={**execute, "default_budget_usd": 1.0},
+    )
+    clients = {name: FakeClient(name, blunder) for name in ("cheap", "strong", "best")}
+    return read_logs(folder / "out") if run_execute(job, clients=clients) else [], clients, None
+
+
+def test_a_verifier_on_a_tier_that_is_not_there_is_named_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="first 'sum/0': 'huge'"):
+        run(tmp_path, make_tasks(2, verifier={"kind": "model", "tier": "huge"}))
+
+
+def test_code_is_verified_only_where_there_is_code(tmp_path):
+    task = make_tasks(1, verifier={"kind": "python_tests", "tests": "assert True"})
+    logs, _, _ = run(tmp_path, task, solve)
+    assert [d["action"] for d in decisions(logs[0])] == ["RECURSE", "STOP"]
+
+
+def test_giving_up_with_a_right_answer_is_a_failure_but_no_lesson(tmp_path):
+    tasks = make_tasks(60)
+    logs, _, _ = run(tmp_path, tasks, solve, policy="random")
+    gave_up = [log for log in logs if log["extra"]["celr"]["episode"]["end_reason"] == "ABORTED"]
+    with_answer = [log for log in gave_up if any(s["source"] == "agent" for s in log["steps"])]
+    assert with_answer
+    for log in with_answer:
+        assert log["extra"]["celr"]["episode"]["success"] is False
+        assert log["extra"]["celr"]["success"] is None
+    assert all(log["extra"]["celr"]["status"] == "STUCK" for log in gave_up if log not in with_answer)
+
+
 def test_a_task_without_a_checker_has_no_outcome_and_is_counted(tmp_path):
     tasks = make_tasks(4)
     del tasks[2]["checker"]
@@ -225,10 +301,12 @@ def test_a_budget_below_the_cheapest_call_is_counted(tmp_path):
 
 def test_a_failed_call_fails_the_attempt_with_its_reason_and_no_other(tmp_path):
     def fail_on_two(chat, seed):
-        return CallFailure("no answer within 5 s", "timeout") if "What is 2" in chat[0]["content"] else solve(chat, seed)
+        return (
+            CallFailure("no answer within 5 s", "timeout") if "What is 2" in chat[0]["content"] else solve(chat, seed)
+        )
 
     logs, _, report = run(tmp_path, make_tasks(4), fail_on_two)
-    assert report.counts["failed_calls.timeout"] == 3
+    assert report.counts["failed_calls.timeout"] == 5
     first = decisions(logs[2])[0]
     assert first["failure"] == "timeout: no answer within 5 s"
     assert first["cost_usd"] == 0

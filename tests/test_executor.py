@@ -74,6 +74,7 @@ def make_tasks(n: int, budget_usd: float = 1.0, difficulty: float = 0.3, has_ver
         risk=np.zeros(n),
         is_coding=np.zeros(n, dtype=bool),
         has_verifier=np.full(n, has_verifier),
+        needs_code=np.zeros(n, dtype=bool),
         probe_agreement=np.full(n, np.nan),
         probe_confidence=np.full(n, np.nan),
         probe_usd=np.zeros(n),

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -167,35 +168,44 @@ class OpenAIClient:
         Raises:
             ModelError: every other request would fail too.
         """
-        import openai
-
         tier = self._tier
         if self._encoder is not None and self._count(conversation) + limit > tier.context_window:
             return CallFailure(f"prompt and answer exceed the window of {tier.context_window} tokens", "context")
-        messages: Any = clean_messages(conversation)
         async with self._slots:
             started = time.perf_counter()
-            try:
-                # the package's own limit starts anew with each byte that the server sends
-                async with asyncio.timeout(tier.timeout_s * (tier.max_retries + 1) + _MAX_WAIT_S * tier.max_retries):
-                    raw = await self._client.chat.completions.with_raw_response.create(
-                        model=tier.model, messages=messages, extra_body=body
-                    )
-            except (openai.APITimeoutError, TimeoutError):
-                return self._fail(f"no answer within {tier.timeout_s:g} s", "timeout")
-            except openai.APIConnectionError as error:
-                return self._fail(f"no contact: {error.__cause__ or error}", "connection")
-            except openai.APIStatusError as error:
-                return self._judge_status(error)
+            result = await self._send(conversation, body)
+        seconds = time.perf_counter() - started
+        return replace(result, seconds=seconds)
+
+    async def _send(self, conversation: Conversation, body: dict[str, Any]) -> Generation | CallFailure:
+        """Send one request, with its retries.
+
+        Raises:
+            ModelError: every other request would fail too.
+        """
+        import openai
+
+        tier = self._tier
+        messages: Any = clean_messages(conversation)
+        try:
+            # the package's own limit starts anew with each byte that the server sends
+            async with asyncio.timeout(tier.timeout_s * (tier.max_retries + 1) + _MAX_WAIT_S * tier.max_retries):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=tier.model, messages=messages, extra_body=body
+                )
+        except (openai.APITimeoutError, TimeoutError):
+            return self._fail(f"no answer within {tier.timeout_s:g} s", "timeout")
+        except openai.APIConnectionError as error:
+            return self._fail(f"no contact: {error.__cause__ or error}", "connection")
+        except openai.APIStatusError as error:
+            return self._judge_status(error)
         try:
             reply = msgspec.json.decode(raw.content, type=_Reply)
-            return self._read(reply.choices[0], reply.usage, conversation, time.perf_counter() - started)
+            return self._read(reply.choices[0], reply.usage, conversation)
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
             return self._fail(f"unreadable reply ({error}): {raw.content[:200]!r}", "malformed")
 
-    def _read(
-        self, choice: _Choice, usage: _Usage | None, conversation: Conversation, seconds: float
-    ) -> Generation | CallFailure:
+    def _read(self, choice: _Choice, usage: _Usage | None, conversation: Conversation) -> Generation | CallFailure:
         text = choice.message.content or choice.message.refusal or ""
         tokens = (choice.logprobs.content if choice.logprobs else None) or []
         return Generation(
@@ -203,7 +213,7 @@ class OpenAIClient:
             prompt_tokens=usage.prompt_tokens if usage else self._count(conversation),
             output_tokens=usage.completion_tokens if usage else bound_text_tokens(text) + 1,
             mean_logprob=sum(token.logprob for token in tokens) / len(tokens) if tokens else None,
-            seconds=seconds,
+            seconds=0.0,  # set by the caller, retries included
             finish_reason=choice.finish_reason or "unknown",
             is_estimated=usage is None,
         )

@@ -63,10 +63,12 @@ class CallFailure:
     Attributes:
         reason: for a person.
         kind: for counting.
+        seconds: the time that was lost on it, all retries included.
     """
 
     reason: str
     kind: FailureKind
+    seconds: float = 0.0
 
 
 class ModelClient(Protocol):

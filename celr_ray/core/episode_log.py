@@ -1,13 +1,14 @@
 """Writes an episode as an ATIF document: the messages as steps, every decision in a step's `extra.celr.decision`.
 
 Decisions that say nothing (VERIFY, STOP, ABORT, a failed call) are placeholder steps, which readers of this package
-leave out of the messages. `extra.celr` at the root holds what ATIF has no field for, and under `episode` who decided
-and under which rules.
+leave out of the messages. So are the messages of contexts that were given up: ESCALATE and RETRY_COMPRESSED begin a new
+talk, and what a trainer shall see is the talk that led to the last answer, not several talks as one. `extra.celr` at
+the root holds what ATIF has no field for, and under `episode` who decided and under which rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,42 +45,64 @@ def make_episode_document(
     decisions = results.decisions
     first, last = np.searchsorted(decisions.episode, [row, row + 1])
     models = {tier.name: tier.model for tier in ladder.tiers}
+    contexts = _number_contexts(transcript)
+    answered = [context for event, context in zip(transcript.events, contexts, strict=True) if event.text is not None]
     steps: list[dict[str, Any]] = []
     sent: Chat = []
-    for event, n in zip(transcript.events, range(first, last), strict=True):
-        steps += _say(event, sent)
-        steps.append(_make_step(event, results, n, models))
-        sent = event.sent or sent
+    before = 0
+    for n, event, context in zip(range(first, last), transcript.events, contexts, strict=True):
+        own = [*_say(event, sent, is_new=not steps or context != before), _make_step(event, results, n, models)]
+        if context != (answered or contexts)[-1]:
+            _hide(own)
+        steps += own
+        sent, before = event.sent or sent, context
     for number, step in enumerate(steps, 1):
         step["step_id"] = number
-    used = {models[event.tier] for event in transcript.events if event.text is not None and event.tier}
+    used = {
+        models[event.tier or ""]
+        for event, context in zip(transcript.events, contexts, strict=True)
+        if event.text is not None and context == answered[-1]
+    }
     agent = {"name": "celr-ray", "version": "1", "model_name": used.pop() if len(used) == 1 else None}
     return {
         "schema_version": SCHEMA_VERSION,
         "agent": {key: value for key, value in agent.items() if value is not None},
         "steps": steps,
         "final_metrics": {"total_cost_usd": float(results.cost_usd[row])},
-        "extra": {"celr": {**_describe_run(row, transcript, results), "episode": _describe_end(row, results, episode)}},
+        "extra": {
+            "celr": {**_describe_run(row, transcript, results, steps), "episode": _describe_end(row, results, episode)}
+        },
     }
 
 
-def _describe_run(row: int, transcript: Transcript, results: Results) -> dict[str, Any]:
-    """Return the columns of a trajectory that ATIF has no field for."""
+def _describe_run(
+    row: int, transcript: Transcript, results: Results, steps: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the columns of a trajectory that ATIF has no field for.
+
+    A run that gave up is a failure; but if it did so with a right answer in hand, its outcome is left unknown here, so
+    that no trainer learns to avoid the answer. `episode.success` has the episode's own.
+    """
     task = transcript.task
     success = results.success[row]
+    is_accepted = results.end_reason[row] == EndReason.STOPPED
+    last = transcript.last_answer
+    is_unlucky = not is_accepted and last is not None and last.check is not None and last.check.passed
+    is_unknown = bool(np.isnan(success)) or is_unlucky
     n_attempts = sum(event.sent is not None for event in transcript.events)
-    n_said = sum(event.text is not None for event in transcript.events)
+    hidden = [s for s in steps if s["message"] and s.get("extra", {}).get("celr", {}).get("is_placeholder")]
     run = CelrRun(
         task_id=task.task_id,
         domain=task.domain,
         prompt=task.prompt,
-        status="UNKNOWN" if np.isnan(success) else "SUCCESS" if success else "FAILED",
-        success=None if np.isnan(success) else bool(success),
-        reward=None if np.isnan(results.correctness[row]) else float(results.correctness[row]),
+        status="UNKNOWN" if is_unknown else "SUCCESS" if success else "FAILED" if is_accepted else "STUCK",
+        success=None if is_unknown else bool(success),
+        reward=None if is_unknown else float(results.correctness[row]),
         budget_limit_usd=float(results.budget_usd[row]),
         duration_s=float(results.seconds[row]),
-        n_steps=n_said,
+        n_steps=sum(event.text is not None for event in transcript.events),
         n_retries=max(n_attempts - 1, 0),
+        n_hidden_messages=len(hidden),
         source_format="celr_ray",
     )
     described: dict[str, Any] = msgspec.to_builtins(run)
@@ -88,8 +111,10 @@ def _describe_run(row: int, transcript: Transcript, results: Results) -> dict[st
 
 def _describe_end(row: int, results: Results, episode: Mapping[str, Any]) -> dict[str, Any]:
     reward = results.total_reward[row]
+    success = results.success[row]
     return {
         **episode,
+        "success": None if np.isnan(success) else bool(success),
         "end_reason": EndReason(int(results.end_reason[row])).name,
         "unsafe": bool(results.unsafe[row]),
         "total_reward": None if np.isnan(reward) else float(reward),
@@ -127,12 +152,35 @@ def _describe_check(result: CheckResult | None) -> dict[str, Any] | None:
     return {"passed": result.passed, "score": result.score, "reason": result.reason, "seconds": result.seconds}
 
 
-def _say(event: Event, before: Chat) -> list[dict[str, Any]]:
-    """Return the messages of an attempt that were not said before: all of the first, the last one of a later one."""
-    if event.sent is None or event.sent == before:
+def _number_contexts(transcript: Transcript) -> list[int]:
+    """Return for each event the number of the talk that it belongs to; a new one begins where an attempt drops history.
+
+    An attempt goes on with the last talk if it sends all of it and more, or the same again after a call that failed.
+    """
+    numbers: list[int] = []
+    number, sent, was_answered = 0, list[dict[str, str]](), False
+    for event in transcript.events:
+        if event.sent is not None:
+            extends = len(event.sent) > len(sent) and event.sent[: len(sent)] == sent
+            repeats = event.sent == sent and not was_answered
+            number += bool(sent) and not (extends or repeats)
+            sent, was_answered = event.sent, event.text is not None
+        numbers.append(number)
+    return numbers
+
+
+def _say(event: Event, before: Chat, *, is_new: bool) -> list[dict[str, Any]]:
+    """Return the messages of an attempt that its talk does not hold yet."""
+    if event.sent is None or (event.sent == before and not is_new):
         return []
-    said = event.sent[-1:] if before else event.sent
+    said = event.sent if is_new else event.sent[-1:]
     return [{"step_id": 0, "source": message["role"], "message": message["content"]} for message in said]
+
+
+def _hide(steps: list[dict[str, Any]]) -> None:
+    """Mark steps as placeholders, so that readers of this package leave them out of the messages."""
+    for step in steps:
+        step.setdefault("extra", {}).setdefault("celr", {})["is_placeholder"] = True
 
 
 def _make_step(event: Event, results: Results, n: int, models: Mapping[str, str]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class EndReason(IntEnum):
     OVER_BUDGET = 4
     """A call cost more than its worst case and more than was left. A failure."""
     UNAFFORDABLE = 5
-    """Nothing but ABORT was ever allowed: the budget is below the cheapest call."""
+    """Nothing but ABORT was ever allowed: the budget is below the cheapest call that could begin, or no prompt fits."""
 
 
 class Limits(BaseModel):
@@ -56,9 +56,9 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempts_per_tier: int = Field(3, ge=1, description="most attempts on one tier")
+    attempts_per_tier: int = Field(5, ge=1, description="most attempts on one tier")
     verifications_per_answer: int = Field(1, ge=1, description="most verifications of one answer")
-    decisions: int = Field(16, ge=2, le=256, description="most decisions of an episode, STOP or ABORT included")
+    decisions: int = Field(32, ge=2, le=256, description="most decisions of an episode, STOP or ABORT included")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class TaskColumns:
         risk: [B] prior risk of an unsafe act, 0 to 1.
         is_coding: [B] flag.
         has_verifier: [B] flag.
+        needs_code: [B] the verifier runs code: an answer without any cannot be verified.
         probe_agreement: [B] the cheapest tier's two samples agree, 0 or 1; NaN = not probed.
         probe_confidence: [B] exp of their mean token log-probability, 0 to 1; NaN = not probed.
         probe_usd: [B] US$ that the probe cost, charged to the budget.
@@ -88,6 +89,7 @@ class TaskColumns:
     risk: FloatArray
     is_coding: BoolArray
     has_verifier: BoolArray
+    needs_code: BoolArray
     probe_agreement: FloatArray
     probe_confidence: FloatArray
     probe_usd: FloatArray
@@ -238,6 +240,7 @@ class Episodes:
         allowed[:, Action.VERIFY] = (
             answered
             & self.tasks.has_verifier[live]
+            & (self.has_code[live] | ~self.tasks.needs_code[live])
             & (self.verified[live] == UNVERIFIED)
             & (self.answer_verifications[live] < self.limits.verifications_per_answer)
         )
@@ -251,14 +254,13 @@ class Episodes:
         tasks, caps = self.tasks, self.limits
         answered, verified = self.has_answer[live], self.verified[live]
         confidence = self.confidence[live]
-        attempts = self.attempts[live]
-        n_retries = np.maximum(attempts.sum(axis=1) - 1, 0)
+        attempts = self.attempts[live][np.arange(len(live)), self.tier[live]]
         columns = {
             "budget_left": self.left_usd(live) / tasks.budget_usd[live],
             "time_left": 1 - self.elapsed_s[live] / tasks.time_limit_s[live],
             "plan_progress": np.where(answered, np.array([0.5, 0.0, 1.0])[verified + 1], 0.0),
-            "attempts": attempts[np.arange(len(live)), self.tier[live]] / caps.attempts_per_tier,
-            "retries": n_retries / max(caps.attempts_per_tier * self.n_tiers - 1, 1),
+            "attempts": attempts / caps.attempts_per_tier,
+            "retries": np.maximum(attempts - 1, 0) / max(caps.attempts_per_tier - 1, 1),
             "verification_failures": self.verification_failures[live] / caps.decisions,
             "verifications": self.verifications[live] / caps.decisions,
             "decisions": self.decisions[live] / caps.decisions,
@@ -298,7 +300,7 @@ class Episodes:
         self.elapsed_s[live] += outcomes.seconds
         self.unsafe[live] |= outcomes.unsafe
         self.previous_action[live] = actions
-        self._end_repeated(live, actions)
+        self._end_repeated(live, (outcomes.passed != UNVERIFIED) | outcomes.has_answer)
         is_hopeless = (self.decisions[live] == 0) & (mask.sum(axis=1) == 1)
         self.decisions[live] += 1
         is_over = self.spent_usd[live] > self.tasks.budget_usd[live] * (1 + 1e-9)
@@ -329,9 +331,10 @@ class Episodes:
         """Return what identifies the context of an attempt: all history, the last failure only, or nothing."""
         verdict = (self.verified[rows] + 1).astype(np.uint64)
         last = mix_keys(self._answer_key[rows], verdict)
-        history = mix_keys(self._context_key[rows], last)
-        fresh = np.zeros(len(rows), dtype=np.uint64)
-        return np.where(actions == Action.RECURSE, history, np.where(actions == Action.ESCALATE, fresh, last))
+        history = np.where(self.has_answer[rows], mix_keys(self._context_key[rows], last), self._context_key[rows])
+        is_failure_kept = (actions == Action.RETRY_COMPRESSED) & (self.verified[rows] == VERIFIED_FAILED)
+        compressed = np.where(is_failure_kept, last, np.uint64(0))
+        return np.where(actions == Action.RECURSE, history, compressed)
 
     def _apply_verdicts(self, live: IntArray, actions: IntArray, outcomes: Outcomes) -> None:
         is_verify = actions == Action.VERIFY
@@ -341,13 +344,16 @@ class Episodes:
         self.verified[rows] = outcomes.passed[is_verify]
         self.verification_failures[rows] += outcomes.passed[is_verify] == VERIFIED_FAILED
 
-    def _end_repeated(self, live: IntArray, actions: IntArray) -> None:
-        """End episodes whose tier, answer, verdict and context are as they were after an earlier decision."""
+    def _end_repeated(self, live: IntArray, is_news: BoolArray) -> None:
+        """End episodes whose tier, answer, verdict and context are as they were after an earlier decision.
+
+        Only decisions that brought an answer or a verdict count: a call that failed may work the next time.
+        """
         verdict = (self.verified[live] + 1).astype(np.uint64)
         signature = mix_keys(
             self.tier[live].astype(np.uint64), self._answer_key[live], verdict, self._context_key[live]
         )
         is_earlier = np.arange(self.limits.decisions) < self.decisions[live][:, None]
         is_seen = ((self._signatures[live] == signature[:, None]) & is_earlier).any(axis=1) & self.has_answer[live]
-        self._signatures[live, self.decisions[live]] = signature
-        self.end_reason[live[is_seen & (actions < Action.STOP)]] = EndReason.REPEATED_STATE
+        self._signatures[live[is_news], self.decisions[live[is_news]]] = signature[is_news]
+        self.end_reason[live[is_seen & is_news]] = EndReason.REPEATED_STATE

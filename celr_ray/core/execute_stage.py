@@ -35,11 +35,12 @@ from celr_ray.core.sandbox import check_sandbox
 from celr_ray.core.task_columns import make_task_columns
 from celr_ray.core.tasks import Task, TaskFile, plan_task_units, read_tasks
 from celr_ray.core.transcript import Transcript
-from celr_ray.core.verifier import PythonTestsCheck
+from celr_ray.core.verifier import ModelCheck, PythonTestsCheck
 from celr_ray.cortex.actions import BoolArray, FloatArray
 from celr_ray.cortex.difficulty import DifficultyModel, load_difficulty
 from celr_ray.cortex.policy import EpsilonSoft, Policy, load_policy
 from celr_ray.cortex.state import FEATURE_INDEX, SCHEMA_HASH
+from celr_ray.errors import ConfigError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.schema import EPISODE_SCHEMA
 from celr_ray.stage import StagePlan, StageReport, check_run_folder, hash_json, open_stage, part_name, run_stage
@@ -56,6 +57,7 @@ _RESULT_SETTINGS = {
     "system_prompt",
     "probe",
     "limits",
+    "escalation",
     "allow_weak_sandbox",
 }
 
@@ -71,7 +73,9 @@ def _make_policy(job: ExecuteJob, monitor: Monitor) -> Policy:
         return monitor.safe_actions({name: obs[:, column] for name, column in FEATURE_INDEX.items()})
 
     policy = load_policy(job.policy, job.execute.escalation)
-    return EpsilonSoft(policy, job.execute.epsilon, safe_actions) if job.execute.epsilon else policy
+    return (
+        EpsilonSoft(policy, job.execute.epsilon, safe_actions, monitor.content_hash) if job.execute.epsilon else policy
+    )
 
 
 def execute_plan(job: ExecuteJob, ladder: TierLadder, tasks: Sequence[Task], n_rejected: int) -> StagePlan:
@@ -109,6 +113,7 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
     """
     ladder = load_tiers(job.tiers)
     file = _read_tasks(job)
+    _check_verifier_tiers(file.tasks, ladder)
     plan = execute_plan(job, ladder, file.tasks, len(file.rejected))
     check_run_folder(job.out, must_exist=False)
     if any(isinstance(check, PythonTestsCheck) for task in file.tasks for check in (task.checker, task.verifier)):
@@ -134,6 +139,23 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
 def _read_tasks(job: ExecuteJob) -> TaskFile:
     file = read_tasks(job.tasks)
     return file if job.execute.limit is None else TaskFile(file.tasks[: job.execute.limit], file.rejected)
+
+
+def _check_verifier_tiers(tasks: Sequence[Task], ladder: TierLadder) -> None:
+    """Check, before any engine starts, that verifiers name tiers of this ladder.
+
+    Raises:
+        ConfigError: one does not; the message names the first such task.
+    """
+    names = {tier.name for tier in ladder.tiers} | {"current"}
+    wrong = [t for t in tasks if isinstance(t.verifier, ModelCheck) and t.verifier.tier not in names]
+    if wrong:
+        check = wrong[0].verifier
+        tier = check.tier if isinstance(check, ModelCheck) else ""
+        raise ConfigError(
+            f"{len(wrong)} tasks have a verifier on a tier that the ladder lacks, first {wrong[0].task_id!r}: "
+            f"{tier!r}; use current or one of {', '.join(tier.name for tier in ladder.tiers)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,6 +245,7 @@ class _Executor:
             "epsilon": self._job.execute.epsilon,
             "tiers": [tier.name for tier in self._ladder.tiers],
             "limits": self._job.execute.limits.model_dump(),
+            "escalation": self._job.execute.escalation.model_dump(),
             "time_limit_s": float(tasks.time_limit_s[row]),
             "difficulty": float(tasks.difficulty[row]),
             "is_difficulty_known": bool(tasks.is_difficulty_known[row]),

@@ -83,7 +83,7 @@ def describe(summary: dict[str, Any]) -> str:
     if summary["failed_calls"]:
         parts.append(f"{summary['failed_calls']:,} failed calls")
     if unaffordable := summary["ended"].get("UNAFFORDABLE"):
-        parts.append(f"{unaffordable:,} with a budget below the cheapest call")
+        parts.append(f"{unaffordable:,} that could not afford a first call")
     return ", ".join(parts)
 
 

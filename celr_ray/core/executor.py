@@ -176,7 +176,8 @@ def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
     is_accepted = episodes.end_reason == EndReason.STOPPED
     is_checked = ~np.isnan(verdicts.success)
     correctness = np.where(is_accepted | ~is_checked, verdicts.correctness, 0.0)
-    success = np.where(is_checked & (~is_accepted | episodes.unsafe), 0.0, verdicts.success)
+    correctness = np.where(episodes.unsafe & ~is_checked, 0.0, correctness)
+    success = np.where((is_checked & ~is_accepted) | episodes.unsafe, 0.0, verdicts.success)
     decisions = _gather(waves)
     is_last = decisions.t == episodes.decisions[decisions.episode] - 1
     ends = decisions.episode[is_last]

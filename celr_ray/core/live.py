@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from celr_ray.core.calls import Call, Models, Reply, make_seed
 from celr_ray.core.clients import CallFailure, Generation
-from celr_ray.core.episodes import Episodes, Outcomes
+from celr_ray.core.episodes import UNVERIFIED, Episodes, Outcomes
 from celr_ray.core.executor import Verdicts
 from celr_ray.core.monitor import Monitor
 from celr_ray.core.prompts import build_chat, first_chat
@@ -115,12 +116,13 @@ class LiveWorld:
         if isinstance(check, ModelCheck):
             tier = int(episodes.tier[row]) if check.tier == "current" else self._models.ladder.index(check.tier)
             messages = verifier_messages(transcript.task.prompt, answer.text or "", check.question)
-            seed = self._call_seed(episodes, row, tier, 1000)
+            seed = self._call_seed(episodes, row, tier, 1000 + int(episodes.verifications[row]))
             return [Call(k, tier, messages, seed, temperature=0.0, max_output_tokens=_VERDICT_TOKENS)]
         if isinstance(check, AgreementCheck):
             tier = int(episodes.tier[row])
             chat = first_chat(transcript.task.prompt, self._system_prompt)
-            seeds = [self._call_seed(episodes, row, tier, 2000 + n) for n in range(check.n_samples - 1)]
+            first = 2000 + int(episodes.verifications[row]) * check.n_samples
+            seeds = [self._call_seed(episodes, row, tier, first + n) for n in range(check.n_samples - 1)]
             return [Call(k, tier, chat, seed, self._models.sampling_temperature(tier)) for seed in seeds]
         return []
 
@@ -150,12 +152,12 @@ class LiveWorld:
 
     def _charge(self, outcomes: Outcomes, call: Call, reply: Reply) -> None:
         """Add what a call cost; the samples of one verification run side by side."""
+        outcomes.seconds[call.position] = max(outcomes.seconds[call.position], reply.seconds)
         if isinstance(reply, CallFailure):
             return
         outcomes.cost_usd[call.position] += self._models.price_usd(call, reply)
         outcomes.prompt_tokens[call.position] += reply.prompt_tokens
         outcomes.output_tokens[call.position] += reply.output_tokens
-        outcomes.seconds[call.position] = max(outcomes.seconds[call.position], reply.seconds)
 
     def _take_answer(self, event: Event, outcomes: Outcomes, call: Call, reply: Reply) -> None:
         tier = self._models.tier(call.tier)
@@ -192,7 +194,8 @@ class LiveWorld:
             check, answer = transcript.task.verifier, transcript.last_answer
             text = "" if answer is None else answer.text or ""
             if isinstance(check, ModelCheck | AgreementCheck):
-                events[k].verification = _read_opinion(check, text, replies[k])
+                events[k].tier = self._models.tier(self._verifications[k][0].tier).name
+                _take_opinion(events[k], check, text, replies[k])
             elif check is not None:
                 by_rule.append((k, check, text))
         results = run_checks([(check, text) for _, check, text in by_rule], allow_weak=self._allow_weak)
@@ -202,7 +205,7 @@ class LiveWorld:
             outcomes.seconds[k] = result.seconds
         for k in verified:
             verification = events[k].verification
-            outcomes.passed[k] = int(verification is not None and verification.passed)
+            outcomes.passed[k] = UNVERIFIED if verification is None else int(verification.passed)
 
     def check(self, episodes: Episodes) -> Verdicts:
         """Run the checkers on every answer; the last one of each episode counts."""
@@ -224,16 +227,24 @@ class LiveWorld:
             success[row], correctness[row] = float(result.passed), result.score
             violations = self._monitor.check_sandbox(result.unsafe)
             event.unsafe += violations
-            unsafe[row] |= bool(violations)
+            unsafe[row] = bool(violations)  # answers that were replaced count only by what they did at run time
         return Verdicts(success, correctness, unsafe)
 
 
-def _read_opinion(check: ModelCheck | AgreementCheck, answer: str, replies: Sequence[Reply]) -> CheckResult:
-    """Turn what models said of an answer into a verdict; a call that failed is no agreement."""
-    texts = [reply.text for reply in replies if isinstance(reply, Generation)]
-    seconds = max((reply.seconds for reply in replies if isinstance(reply, Generation)), default=0.0)
+def _take_opinion(event: Event, check: ModelCheck | AgreementCheck, answer: str, replies: Sequence[Reply]) -> None:
+    """Note what models said of an answer; where a call failed or the reply is unreadable, nothing is known of it."""
+    failed = [reply for reply in replies if isinstance(reply, CallFailure)]
+    if failed:
+        event.failure = f"{failed[0].kind}: {failed[0].reason}"
+        return
+    said = [reply for reply in replies if isinstance(reply, Generation)]
+    seconds = max(reply.seconds for reply in said)
     if isinstance(check, AgreementCheck):
-        return agreement(check, [answer, *texts])
-    verdict = parse_verdict(texts[0]) if texts else None
-    reason = "" if verdict else "a second look found it wrong" if verdict is False else "unreadable verdict"
-    return CheckResult(passed=bool(verdict), score=float(bool(verdict)), reason=reason, seconds=seconds, unsafe=())
+        event.verification = replace(agreement(check, [answer, *(reply.text for reply in said)]), seconds=seconds)
+        return
+    verdict = parse_verdict(said[0].text)
+    if verdict is None:
+        event.failure = "unreadable: the verifier's reply holds no verdict"
+        return
+    reason = "" if verdict else "a second look found it wrong"
+    event.verification = CheckResult(passed=verdict, score=float(verdict), reason=reason, seconds=seconds)

@@ -72,6 +72,7 @@ def make_task_columns(
         risk=monitor.risk(prompts),
         is_coding=np.array([_is_coding(task) for task in tasks], dtype=bool),
         has_verifier=np.array([task.verifier is not None for task in tasks], dtype=bool),
+        needs_code=np.array([isinstance(task.verifier, PythonTestsCheck) for task in tasks], dtype=bool),
         probe_agreement=probe.agreement,
         probe_confidence=probe.confidence,
         probe_usd=probe.cost_usd,

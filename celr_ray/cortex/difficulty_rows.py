@@ -17,7 +17,7 @@ from celr_ray.errors import InputError
 
 __all__ = ["DifficultyRows", "difficulty_rows", "rows_from_trajectories"]
 
-_COLUMNS = ("trajectory_id", "task_id", "model", "prompt", "messages", "success", "n_retries")
+_COLUMNS = ("trajectory_id", "task_id", "model", "prompt", "messages", "success", "status", "n_retries")
 
 
 @dataclass
@@ -28,7 +28,8 @@ class DifficultyRows:
         texts: [B] task texts.
         failed: [B] outcomes.
         groups: [B] task ids.
-        excluded: why rows are not here: `other_model`, `no_outcome`, `retried`, `no_text` or `duplicate`, and how many.
+        excluded: why rows are not here, and how many: `other_model`, `no_outcome`, `gave_up`, `retried`, `no_text` or
+            `duplicate`.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -100,6 +101,8 @@ def _exclude(row: Mapping[str, Any], tier_model: str, seen: set[str]) -> str | N
         return "duplicate"
     if row["success"] is None:
         return "no_outcome"
+    if row["status"] == "STUCK":
+        return "gave_up"
     return "retried" if row["n_retries"] else None
 
 

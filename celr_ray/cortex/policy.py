@@ -73,13 +73,16 @@ class EpsilonSoft:
     Without it a deterministic policy leaves logs from which nothing else can be evaluated.
     """
 
-    def __init__(self, policy: Policy, epsilon: float, safe_actions: SafeActions | None = None) -> None:
+    def __init__(
+        self, policy: Policy, epsilon: float, safe_actions: SafeActions | None = None, safety: str = ""
+    ) -> None:
         """Soften `policy`.
 
         Args:
             policy: what to follow.
             epsilon: share of exploration, 0 to 1.
             safe_actions: what exploration may take; None = all that is allowed.
+            safety: identifies `safe_actions` in the content hash.
         """
         if not 0 <= epsilon <= 1:
             raise PolicyError(f"epsilon is {epsilon}, not within 0 and 1")
@@ -87,7 +90,7 @@ class EpsilonSoft:
         self._epsilon = epsilon
         self._safe_actions = safe_actions
         self.name = f"{policy.name} (ε {epsilon:g})" if epsilon else policy.name
-        text = f"{policy.content_hash} {epsilon!r}"
+        text = f"{policy.content_hash} {epsilon!r} {safety}"
         self.content_hash = (
             hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if epsilon else policy.content_hash
         )

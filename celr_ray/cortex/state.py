@@ -44,7 +44,7 @@ _BASE = (
     Feature("time_left", "share of the task's time limit", default=1.0),
     Feature("plan_progress", "0 no answer or a refuted one, .5 an answer, 1 a verified answer"),
     Feature("attempts", "attempts on the current tier over its cap"),
-    Feature("retries", "attempts after the first, over the cap of all tiers"),
+    Feature("retries", "attempts after the first on the current tier, over what its cap allows"),
     Feature("verification_failures", "verifications that failed over the cap of decisions"),
     Feature("verifications", "verifications over the cap of decisions"),
     Feature("decisions", "decisions over their cap"),
