@@ -13,6 +13,7 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ Manifest = dict[str, Any]
 """What a unit did: JSON values only."""
 
 UnitFunction = Callable[[Unit], Manifest]
+
+_MAX_RETRIES = 10
+"""How often a unit is tried again whose actor died of it, or died by chance meanwhile; Ray Data's own limit is none."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def run_units(units: Sequence[Unit], work: Work, config: RuntimeConfig, *, on_ra
     """Run every unit once and yield its manifest as it finishes, in any order.
 
     Raises:
+        CelrRayError: the process of an actor died at each retry of a unit.
         Exception: whatever a unit raises; units that had finished stay finished.
     """
     if not units:
@@ -181,15 +186,27 @@ def _run_on_ray(units: Sequence[Unit], work: Work, config: RuntimeConfig) -> Ite
         options["runtime_env"] = {"env_vars": work.env}
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
     if work.is_stateful:
-        actors = ray.data.ActorPoolStrategy(size=min(work.concurrency, len(units)))
-        dataset = dataset.map_batches(_Worker, fn_constructor_args=[work.factory], compute=actors, **options)
+        options |= {
+            "fn_constructor_args": [work.factory],
+            "compute": ray.data.ActorPoolStrategy(size=min(work.concurrency, len(units))),
+            "max_task_retries": _MAX_RETRIES,
+        }
+        with warnings.catch_warnings():  # Ray 2.60 calls max_task_retries deprecated and has nothing in its place
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            dataset = dataset.map_batches(_Worker, **options)
     else:
         dataset = dataset.map_batches(_run_batch, fn_kwargs={"factory": work.factory}, **options)
-    for row in dataset.iter_rows():
-        result = pickle.loads(row["manifest"])
-        if isinstance(result, CelrRayError):
-            raise result
-        yield result
+    try:
+        for row in dataset.iter_rows():
+            result = pickle.loads(row["manifest"])
+            if isinstance(result, CelrRayError):
+                raise result
+            yield result
+    except ray.exceptions.RayActorError as error:
+        raise CelrRayError(
+            f"a worker process died, and again at each of {_MAX_RETRIES} retries of its unit: {error}. What is "
+            "finished is kept: run the same command again when the cause is mended."
+        ) from error
 
 
 @contextmanager

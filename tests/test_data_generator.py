@@ -2,17 +2,30 @@
 
 import json
 import random
+from itertools import groupby
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import ingest, pair, read_rows
+from runs import ingest, pair, read_rows, read_table
 
 from celr_ray import PreferencePairGenerator, TrajectoryScorer, storage
 from celr_ray.config import PairConfig
 from celr_ray.errors import InputError, RunMismatchError
-from celr_ray.training.conversations import make_message, split_pair, split_run
-from celr_ray.training.preference import Candidate, iter_choices
+from celr_ray.training.conversations import (
+    NO_SPLIT,
+    TEXT_SCHEMA,
+    Conversations,
+    count_shared,
+    has_agent_message,
+    make_message,
+)
+from celr_ray.training.pairing import LEVELS
+from celr_ray.training.preference import Candidates, choose_pairs
+from celr_ray.training.spans import take_rows
 
 ALL = PairConfig(strategy="all")
 
@@ -33,6 +46,44 @@ def row(name, task="t", success=True, composite=None, messages=None, prompt="Do 
         "prompt": prompt,
         "messages": messages or [say("user", "Do it"), say("assistant", f"answer of {name}")],
     }
+
+
+def converse(*rows):
+    """Return the conversations of (messages, task text) rows."""
+    prompts, messages = [text for _, text in rows], [messages for messages, _ in rows]
+    return Conversations(pa.table([prompts, messages], schema=TEXT_SCHEMA))
+
+
+def show_cuts(conversations, cuts):
+    """Return each cut pair as its three texts, or as the reason why there is none."""
+    usable = np.flatnonzero(cuts.no_split < 0)
+    shown = [None if code < 0 else NO_SPLIT[code] for code in cuts.no_split]
+    prompts, chosen, rejected = (
+        column.to_pylist()
+        for column in (
+            conversations.take_prompts(take_rows(cuts.prompt, usable)),
+            conversations.take_spans(take_rows(cuts.chosen, usable)),
+            conversations.take_spans(take_rows(cuts.rejected, usable)),
+        )
+    )
+    for place, *texts in zip(usable, prompts, chosen, rejected, strict=True):
+        level = LEVELS[int(cuts.is_step[place])]
+        shown[place] = SimpleNamespace(level=level, prompt=texts[0], chosen=texts[1], rejected=texts[2])
+    return shown
+
+
+def split_pair(chosen, rejected, task_text):
+    both = converse((chosen, task_text), (rejected, task_text))
+    return show_cuts(both, both.split_pairs(np.array([0]), np.array([1])))[0]
+
+
+def split_run(messages, task_text):
+    only = converse((messages, task_text))
+    cuts = only.split_runs(np.array([0]))
+    if not cuts.is_usable[0]:
+        return None
+    prompt, completion = only.take_prompts(cuts.prompt), only.take_spans(cuts.completion)
+    return SimpleNamespace(prompt=prompt[0].as_py(), completion=completion[0].as_py())
 
 
 def ids(pairs):
@@ -211,53 +262,85 @@ def test_a_run_is_cut_before_the_agents_answer():
     assert split_run([say("assistant", "A")], None) is None
 
 
-candidates = st.lists(
-    st.builds(
-        Candidate,
-        trajectory_id=st.uuids().map(str),
-        success=st.none() | st.booleans(),
-        success_score=st.none() | st.sampled_from([0.0, 1.0]),
-        composite_score=st.none() | st.floats(0, 1),
-        judge_score=st.none() | st.floats(0, 1),
-    ).map(
-        lambda c: Candidate(
-            c.trajectory_id,
-            bool(c.success_score) if c.success_score is not None else None,
-            c.success_score,
-            c.composite_score,
-            c.judge_score,
-        )
-    ),
-    max_size=12,
-    unique_by=lambda c: c.trajectory_id,
+messages = st.builds(
+    say,
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    st.sampled_from([None, "", " \u3000", "a", "b", "Do it"]),
+    tool_calls=st.sampled_from([None, "[]"]),
 )
+conversations = st.lists(st.tuples(st.lists(messages, max_size=6), st.sampled_from([None, "", "Do it", "Do  it"])))
 
 
 @settings(deadline=None)
-@given(candidates, st.sampled_from(["dpo", "self_reward"]), st.randoms(use_true_random=False))
-def test_choices_are_ordered_unique_and_independent_of_the_input_order(runs, pair_type, rng):
-    choices = list(iter_choices(runs, pair_type, ALL))
-    assert len({frozenset((c.chosen.trajectory_id, c.rejected.trajectory_id)) for c in choices}) == len(choices)
-    for choice in choices:
-        assert choice.chosen_score > choice.rejected_score or pair_type == "dpo"
-        won, lost = choice.chosen.success_score, choice.rejected.success_score
-        if won is not None and lost is not None:
-            assert won >= lost
-        if pair_type == "dpo":
-            assert choice.chosen.success
-    shuffled = list(runs)
-    rng.shuffle(shuffled)
-    assert list(iter_choices(shuffled, pair_type, ALL)) == choices
+@given(conversations.filter(len), st.randoms(use_true_random=False))
+def test_cutting_many_pairs_at_once_is_cutting_each_alone(rows, rng):
+    many = converse(*rows)
+    a, b = (np.array([rng.randrange(len(rows)) for _ in range(20)]) for _ in range(2))
+    together = show_cuts(many, many.split_pairs(a, b))
+    for i, j, found in zip(a, b, together, strict=True):
+        pair = converse(rows[i], rows[j])
+        assert show_cuts(pair, pair.split_pairs(np.array([0]), np.array([1]))) == [found]
+        if not isinstance(found, str):
+            assert found.prompt
+            assert has_agent_message(rows[i][0])
+            assert has_agent_message(rows[j][0])
+        shared = count_shared(rows[i][0], rows[j][0])
+        assert rows[i][0][:shared] == rows[j][0][:shared]
+        assert rows[i][0][shared : shared + 1] != rows[j][0][shared : shared + 1] or rows[i][0] == rows[j][0]
+
+
+def list_candidates(runs):
+    """Return (task, success, success_score, composite_score, judge_score) rows as columns; None = missing."""
+    columns = list(zip(*runs, strict=True)) if runs else [()] * 5
+    numbers = [np.array(column, dtype=np.float64) for column in columns[1:]]
+    return Candidates(np.array(columns[0], dtype=np.int64), *numbers, 1 + max(columns[0], default=-1))
+
+
+def make_run(task, score, composite, judge):
+    return task, None if score is None else bool(score), score, composite, judge
+
+
+scores = st.none() | st.sampled_from([0.0, 0.5, 0.52, 1.0]) | st.floats(0, 1)
+tasks_of_runs = st.lists(
+    st.builds(make_run, st.integers(0, 3), st.sampled_from([None, 0.0, 1.0]), scores, scores), max_size=24
+).map(lambda runs: sorted(runs, key=lambda run: run[0]))
+
+
+@settings(deadline=None)
+@given(tasks_of_runs, st.sampled_from(["dpo", "self_reward"]))
+def test_choices_are_ordered_unique_and_within_a_task(runs, pair_type):
+    found = choose_pairs(list_candidates(runs), pair_type, ALL, 1000)
+    rows = list(zip(*found, strict=True))
+    assert len({frozenset(row[1:3]) for row in rows}) == len(rows)
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    for task, chosen, rejected, chosen_score, rejected_score in rows:
+        won, lost = runs[chosen], runs[rejected]
+        assert won[0] == lost[0] == task
+        assert chosen_score > rejected_score or pair_type == "dpo"
+        assert won[2] is None or lost[2] is None or won[2] >= lost[2]
+        assert won[1] or pair_type == "self_reward"
+
+
+@settings(deadline=None)
+@given(tasks_of_runs, st.sampled_from(["dpo", "self_reward"]), st.integers(1, 5))
+def test_choosing_for_many_tasks_at_once_is_choosing_for_each_alone(runs, pair_type, n_choices):
+    together = choose_pairs(list_candidates(runs), pair_type, ALL, n_choices)
+    alone = []
+    for task, members in groupby(enumerate(runs), key=lambda item: item[1][0]):
+        places, own = zip(*members, strict=True)
+        found = choose_pairs(list_candidates([(0, *run[1:]) for run in own]), pair_type, ALL, 1000)
+        alone += [(task, places[row[1]], places[row[2]], *row[3:]) for row in zip(*found, strict=True)][:n_choices]
+    assert list(zip(*together, strict=True)) == alone
 
 
 def test_a_task_with_20000_runs_is_bounded():
     rng = random.Random(0)
-    runs = [Candidate(f"{i:05d}", bool(s := rng.randrange(2)), float(s), rng.random(), None) for i in range(20_000)]
-    first = next(iter_choices(runs, "dpo", ALL))
-    best = max(runs, key=lambda c: (c.success_score, c.composite_score))
-    worst = min(runs, key=lambda c: (c.success_score, c.composite_score))
-    assert (first.chosen, first.rejected) == (best, worst)
-    assert len(list(iter_choices(runs, "dpo", ALL))) == 64 * 16
+    runs = [make_run(0, float(rng.randrange(2)), rng.random(), None) for _ in range(20_000)]
+    found = choose_pairs(list_candidates(runs), "dpo", ALL, 10**6)
+    best = max(range(20_000), key=lambda i: runs[i][2:4])
+    worst = min(range(20_000), key=lambda i: runs[i][2:4])
+    assert (found.chosen[0], found.rejected[0]) == (best, worst)
+    assert len(found.task) == 64 * 16
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +413,33 @@ def test_pairs_do_not_depend_on_buckets_or_parts(tmp_path, demo_logs):
         pair(tmp_path / name, strategy="all")
     for folder in ("pairs", "unpaired", "tasks"):
         assert read_rows(tmp_path / "a", folder) == read_rows(tmp_path / "b", folder)
+
+
+@pytest.mark.parametrize("config", [PairConfig(), PairConfig(strategy="all", max_pairs_per_task=3)])
+def test_the_stage_makes_the_pairs_of_the_front_door(tmp_path, demo_logs, config):
+    rng = random.Random(0)
+    turns = [["a"], ["a"], ["b", " "], [" "], ["b", "c", "d"], ["b", "c", "e"]]
+    logs = [
+        {
+            "task_id": f"t{rng.randrange(60)}",
+            "reward": rng.randrange(2),
+            "info": {"task": {"instruction": "Do it"}} if rng.randrange(3) else {},
+            "traj": [
+                {"role": "system", "content": rng.choice("SSST")},
+                *({"role": ("assistant", "user")[n % 2], "content": c} for n, c in enumerate(rng.choice(turns))),
+            ],
+            "trial": trial,
+        }
+        for trial in range(150)
+    ]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
+    ingest(tmp_path / "run", demo_logs, tmp_path / "odd.jsonl", n_buckets=3)
+    pair(tmp_path / "run", **config.model_dump())
+    made = PreferencePairGenerator(config).create_dpo_pairs(read_table(tmp_path / "run", "trajectories").to_pylist())
+    stored = sorted(read_table(tmp_path / "run", "pairs").to_pylist(), key=lambda pair: pair["task_id"])
+    assert [pair.model_dump() for pair in made] == stored
+    reasons = {task["dpo_reason"] for task in read_rows(tmp_path / "run", "tasks")}
+    assert reasons >= {"equal_texts", "empty_answer", None}
 
 
 def test_exact_duplicates_count_once(tmp_path, demo_logs):

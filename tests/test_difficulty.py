@@ -238,7 +238,8 @@ def test_what_comes_after_the_task_text_does_not_enter(tmp_path, demo_logs):
         later = [m | {"content": "ALL CORRECT reward 1", "tool_calls": None} for m in row["messages"][2:]]
         scores = dict.fromkeys(("reward", "cost_usd", "composite_score", "n_steps", "duration_s"), 1)
         flipped = None if row["success"] is None else not row["success"]
-        changed.append(row | scores | {"messages": row["messages"][:2] + later, "status": "UNKNOWN", "success": flipped})
+        later = {"messages": row["messages"][:2] + later, "status": "UNKNOWN", "success": flipped}
+        changed.append(row | scores | later)
     after = rows_from_trajectories(pa.Table.from_pylist(changed, schema=TRAJECTORY_SCHEMA), model)
     assert after.texts == before.texts
     assert after.groups == before.groups

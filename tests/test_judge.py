@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from celr_ray.config import JudgeConfig, RuntimeConfig
 from celr_ray.errors import ConfigError, InputError, ModelError, RunMismatchError
 from celr_ray.schema import JUDGMENT_SCHEMA, TRAJECTORY_SCHEMA, Judgment, Trajectory
 from celr_ray.testing import FakeJudge, make_tiny_llama
-from celr_ray.training.judge import _JudgeUnit, judge_plan, run_judge
+from celr_ray.training.judge import judge_plan, run_judge
 from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest, fit_prompt, render_transcript
 from celr_ray.training.judgment_cache import JudgmentCache
 from celr_ray.training.self_reward import JudgeReply, SelfRewardScorer, judge_id
@@ -449,10 +448,10 @@ def test_killed_driver_loses_at_most_a_chunk_and_judges_nothing_twice(tmp_path: 
     config = JudgeConfig(model_source=tiny_llama, max_model_len=WINDOW, checkpoint_rows=2)
     run_judge(whole, config, LOOP, on_ray=False)
     process = subprocess.Popen([sys.executable, "-c", _JUDGING, killed, tiny_llama], stderr=subprocess.DEVNULL)
-    wait_for_chunk(killed, process)
+    wait_for_new_chunk(killed, process)
     process.kill()
     process.wait()
-    saved = sum(pq.read_metadata(path).num_rows for path in Path(killed).glob("cache/judgments/*/*/chunk-*.parquet"))
+    saved = count_saved(killed)
     assert 0 < saved < 60
     report = run_judge(killed, config, LOOP, on_ray=False)
     assert report.counts["prompts_run"] == 60 - saved
@@ -474,33 +473,19 @@ def expect_same_judgments(run: str, expected: str) -> None:
         assert {**row, **dict.fromkeys(_SCORES)} == {**other, **dict.fromkeys(_SCORES)}
 
 
-def wait_for_chunk(run: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while not list(Path(run).glob("cache/judgments/*/*/chunk-*")) and time.monotonic() < deadline:
+def list_chunks(run: str) -> list[Path]:
+    return list(Path(run).glob("cache/judgments/*/*/chunk-*.parquet"))
+
+
+def count_saved(run: str) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in list_chunks(run))
+
+
+def wait_for_new_chunk(run: str, process: subprocess.Popen[bytes]) -> None:
+    n_before, deadline = len(list_chunks(run)), time.monotonic() + 180
+    while len(list_chunks(run)) == n_before and time.monotonic() < deadline:
         assert process.poll() is None, "the judge ended before it was disturbed"
         time.sleep(0.01)
-
-
-def test_a_dead_engine_is_replaced_once(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[FakeJudge] = []
-
-    class Mortal(FakeJudge):
-        def generate(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
-            if len(made) == 1 and self.requests:
-                raise ModelError("the judge's engine died")
-            return super().generate(requests)
-
-    def make() -> FakeJudge:
-        made.append(Mortal())
-        return made[-1]
-
-    work = _JudgeUnit(make, JudgeConfig(checkpoint_rows=2))
-    unit = {**judge_plan(run, JudgeConfig(model_source="m")).units[0], "run": run, "index": 0}
-    manifest = work(unit)
-    assert len(made) == 2
-    assert manifest["rows_out"] == manifest["prompts_run"] > 4
-    asked = [request for judge in made for request in judge.requests]
-    assert len(asked) == len(set(asked)) == manifest["prompts_run"]
 
 
 def test_a_run_without_a_message_of_the_agent_is_not_judged(tmp_path: Path) -> None:
@@ -511,24 +496,40 @@ def test_a_run_without_a_message_of_the_agent_is_not_judged(tmp_path: Path) -> N
     assert [row["judge_score"] for row in read_judgments(run) if row["status"] == "empty"] == [None]
 
 
+_ON_RAY = _JUDGING.replace('executor="loop"', 'executor="ray", num_cpus=2').replace("on_ray=False", "on_ray=True")
+
+
+def find_processes(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+    """Return the processes below a driver whose command line holds a name."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if name in " ".join(child.cmdline())]
+
+
 @pytest.mark.slow
-def test_killed_judge_actor_on_ray(tmp_path: Path, tiny_llama: str) -> None:
+@pytest.mark.parametrize(
+    ("core_is_a_process", "victim"), [(False, "MapWorker"), (True, "EngineCore"), (True, "MapWorker")]
+)
+def test_killed_judge_processes_on_ray(
+    tmp_path: Path, tiny_llama: str, monkeypatch: pytest.MonkeyPatch, core_is_a_process: bool, victim: str
+) -> None:
+    """The actor or vLLM's engine core, killed twice: all judgments as without, none twice, no process left behind."""
     killed, whole = write_many(tmp_path / "killed", 400), write_many(tmp_path / "whole", 400)
     config = JudgeConfig(model_source=tiny_llama, max_model_len=WINDOW, checkpoint_rows=2)
     run_judge(whole, config, LOOP, on_ray=False)
-    on_ray = _JUDGING.replace('executor="loop"', 'executor="ray", num_cpus=2').replace("on_ray=False", "on_ray=True")
-    process = subprocess.Popen([sys.executable, "-c", on_ray, killed, tiny_llama], stderr=subprocess.DEVNULL)
-    wait_for_chunk(killed, process)
-    actors = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "MapWorker" in " ".join(child.cmdline())
-    ]
-    assert actors, "no judge actor was found"
-    for actor in actors:
-        actor.kill()
-    assert process.wait(timeout=300) == 0
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(core_is_a_process)))
+    process = subprocess.Popen([sys.executable, "-c", _ON_RAY, killed, tiny_llama], stderr=subprocess.DEVNULL)
+    started: list[psutil.Process] = []
+    for _ in range(2):
+        wait_for_new_chunk(killed, process)
+        victims = find_processes(process, victim)
+        assert victims, f"no {victim} was found"
+        started += find_processes(process, "EngineCore")
+        for one in victims:
+            one.kill()
+    assert process.wait(timeout=500) == 0
     expect_same_judgments(killed, whole)
+    assert count_saved(killed) == 400
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_no_judge_or_no_ingest_is_refused(run: str, tmp_path: Path) -> None:

@@ -2,23 +2,26 @@
 
 One over-long prompt makes `LLM.generate` refuse the whole call, and an exception in the engine leaves the
 other requests queued; so lengths are checked first, and a failed batch is cleared and halved until the bad
-row stands alone. vLLM is imported only when an engine is made. This module knows nothing of runs or files.
+row stands alone. Prompts are queued one by one while they are fitted: where the engine core is a process of its own
+(GPUs), it computes meanwhile. vLLM is imported only when an engine is made. This module knows nothing of runs or files.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from celr_ray.errors import ModelError
 from celr_ray.small_models import resolve_model
-from celr_ray.training.judge_prompt import OWN_TAGS, FittedPrompt, JudgeRequest
-from celr_ray.training.self_reward import SAMPLING, Completion, Failure, JudgeReply, TokenChoice, judge_requests
+from celr_ray.training.engine_watchdog import watch_engine_core
+from celr_ray.training.judge_prompt import OWN_TAGS, FittedPrompt, JudgeRequest, TooLong, fit_prompt
+from celr_ray.training.self_reward import SAMPLING, Completion, Failure, JudgeReply, TokenChoice, read_replies
 
 __all__ = ["HfPromptCodec", "VllmJudgeEngine", "engine_arguments", "engine_environment"]
 
@@ -174,6 +177,7 @@ class VllmJudgeEngine:
             self._llm: Any = vllm.LLM(**arguments)
         except (OSError, ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ModelError(f"vLLM cannot load the judge {model_source!r} with {arguments}: {error}") from error
+        watch_engine_core(self._llm.llm_engine.engine_core)
         self._sampling = vllm.SamplingParams(
             temperature=SAMPLING["temperature"],
             logprobs=SAMPLING["logprobs"],
@@ -200,45 +204,84 @@ class VllmJudgeEngine:
         Raises:
             ModelError: the engine itself is dead.
         """
-        return judge_requests(requests, self._codec, self.limit, self.complete, rubric=self._rubric)
+        fitted: list[FittedPrompt | TooLong] = []
+        results = self.complete(self._fit(requests, fitted))
+        return read_replies(fitted, results)
 
-    def complete(self, prompts: Sequence[FittedPrompt]) -> list[Completion | Failure]:
+    def _fit(self, requests: Sequence[JudgeRequest], fitted: list[FittedPrompt | TooLong]) -> Iterator[FittedPrompt]:
+        """Fit one prompt after the other, note each in `fitted`, and yield those that can be completed."""
+        for request in requests:
+            prompt = fit_prompt(request, self._codec, self.limit, rubric=self._rubric)
+            fitted.append(prompt)
+            if isinstance(prompt, FittedPrompt):
+                yield prompt
+
+    def complete(self, prompts: Iterable[FittedPrompt]) -> list[Completion | Failure]:
         """Generate a verdict for each prompt, in order, with the probabilities at each token.
 
         Raises:
             ModelError: the engine itself is dead.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
+        queued, outputs = self._run(prompts)
+        if not isinstance(outputs, Exception):
+            return [_read_output(output) for output in outputs]
+        self._abort_unfinished()
+        if len(queued) == 1:
+            self._check_alive(outputs)
+            return [Failure(f"{type(outputs).__name__}: {outputs}"[:500])]
+        _logger.warning("a batch of %d judge prompts failed, halving it: %s", len(queued), outputs)
+        middle = len(queued) // 2
+        return self.complete(queued[:middle]) + self.complete(queued[middle:])
 
-        if not prompts:
-            return []
-        try:
-            outputs = self._run([prompt.prompt_ids for prompt in prompts])
-        except EngineDeadError as error:
-            raise ModelError(f"the judge's engine died: {error}") from error
-        except Exception as error:  # noqa: BLE001 - vLLM raises what its parts raise; the row records it
-            self._abort_unfinished()
-            if len(prompts) == 1:
-                self._check_alive(error)
-                return [Failure(f"{type(error).__name__}: {error}"[:500])]
-            _logger.warning("a batch of %d judge prompts failed, halving it: %s", len(prompts), error)
-            middle = len(prompts) // 2
-            return self.complete(prompts[:middle]) + self.complete(prompts[middle:])
-        return [_read_output(output) for output in outputs]
+    def close(self) -> None:
+        """Stop the engine and give its memory back; a second call does nothing.
 
-    def _run(self, prompts: Sequence[list[int]]) -> list[Any]:
-        """Call vLLM once.
+        An engine core in this process takes vLLM's parallel groups with it: others in the process are unusable then.
+        """
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _run(self, prompts: Iterable[FittedPrompt]) -> tuple[list[FittedPrompt], list[Any] | Exception]:
+        """Queue the prompts in vLLM as they come and wait for all of them.
+
+        Returns:
+            The prompts, and one output each, or what vLLM raised.
 
         Raises:
-            Exception: whatever vLLM raises, or RuntimeError if it lost or doubled a request.
+            ModelError: the engine is dead.
         """
-        with self._compilation():
-            outputs: list[Any] = self._llm.generate(
-                [{"prompt_token_ids": ids} for ids in prompts], self._sampling, use_tqdm=False
-            )
-        if len(outputs) != len(prompts):
-            raise RuntimeError(f"vLLM returned {len(outputs)} outputs for {len(prompts)} prompts")
-        return outputs
+        queued: list[FittedPrompt] = []
+        errors: list[Exception] = []
+        outputs: list[Any] = []
+        for prompt in prompts:  # what fitting raises is no failure of the engine
+            queued.append(prompt)
+            if not errors:
+                with self._note_error(errors):
+                    self._llm.enqueue({"prompt_token_ids": prompt.prompt_ids}, self._sampling, use_tqdm=False)
+        if not errors:
+            with self._note_error(errors), self._compilation():
+                outputs = self._llm.wait_for_completion(use_tqdm=False)
+                if len(outputs) != len(queued):
+                    raise RuntimeError(f"vLLM returned {len(outputs)} outputs for {len(queued)} prompts")
+        return queued, errors[0] if errors else outputs
+
+    @contextmanager
+    def _note_error(self, errors: list[Exception]) -> Iterator[None]:
+        """Keep what vLLM raises, which may be anything its parts raise; the row records it.
+
+        Raises:
+            ModelError: the engine is dead.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            raise ModelError(f"the judge's engine died: {error}") from error
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
 
     def _check_alive(self, cause: Exception) -> None:
         """Tell a bad row from a broken engine, which would turn every row of a run into an error.
@@ -246,10 +289,10 @@ class VllmJudgeEngine:
         Raises:
             ModelError: the engine fails on a harmless prompt too.
         """
-        try:
-            self._run([self._codec.encode_chat([{"role": "user", "content": "Hello"}])])
-        except Exception as error:
-            raise ModelError(f"the judge's engine fails on every prompt: {cause}") from error
+        hello = self._codec.encode_chat([{"role": "user", "content": "Hello"}])
+        _, outputs = self._run([FittedPrompt(JudgeRequest("", ""), hello, 0)])
+        if isinstance(outputs, Exception):
+            raise ModelError(f"the judge's engine fails on every prompt: {cause}") from outputs
 
     def _compilation(self) -> AbstractContextManager[Any]:
         """Keep torch from compiling vLLM's sampler on CPU: 17 s on a first call, no gain later."""

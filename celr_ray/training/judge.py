@@ -7,33 +7,33 @@ status, the unit of loss is one unit, and no engine starts when nothing is left 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from celr_ray import stage, storage
-from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
+from celr_ray.buckets import plan_bucket_units
 from celr_ray.config import JudgeConfig, RuntimeConfig
-from celr_ray.errors import ConfigError, InputError, ModelError
+from celr_ray.errors import ConfigError, InputError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work
 from celr_ray.schema import JUDGMENT_SCHEMA
 from celr_ray.stage import StagePlan, StageReport
 from celr_ray.training.conversations import has_agent_message
 from celr_ray.training.engine import VllmJudgeEngine, engine_environment
 from celr_ray.training.judge_prompt import JudgeRequest, request_from_trajectory
+from celr_ray.training.judge_rows import UnitRows
 from celr_ray.training.judgment_cache import JudgmentCache, make_judge_key, make_request_key
+from celr_ray.training.lasting_judge import LastingJudge
 from celr_ray.training.self_reward import JudgeLLM, JudgeReply, judge_id, judgment_from_reply
 
-__all__ = ["JudgeFactory", "JudgeLLM", "judge_plan", "run_judge"]
+__all__ = ["JudgeFactory", "JudgeLLM", "judge_plan", "judge_work", "run_judge"]
 
 _SILENT = JudgeReply("empty", detail="the log holds no message of the agent")
-
-_logger = logging.getLogger(__name__)
 
 _COLUMNS = ("task_id", "model", "prompt", "messages")
 
@@ -91,7 +91,7 @@ def run_judge(
     Raises:
         ConfigError: no judge is configured, or `llm` is to be used on Ray.
         InputError: the run's ingest stage is missing or unfinished.
-        ModelError: the judge cannot be loaded, or its engine died.
+        ModelError: the judge cannot be loaded, or its engines die whatever they are asked.
         RunMismatchError: the run was judged with other settings.
     """
     if llm is not None:
@@ -103,8 +103,19 @@ def run_judge(
         config = config.model_copy(update={"concurrency": 1})  # a loop has one engine: it may use all CPUs
     if config.retry_errors:
         _forget_errors(run)
+    work = judge_work(config, llm=llm)
+    return stage.run_stage(run, judge_plan(run, config), work, runtime, on_ray=on_ray, overwrite=overwrite)
+
+
+def judge_work(config: JudgeConfig, *, llm: JudgeLLM | None = None) -> Work:
+    """Say how the units of the judge stage are run.
+
+    Args:
+        config: the judge's settings.
+        llm: a judge to use in this process instead of a vLLM engine.
+    """
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    work = Work(
+    return Work(
         factory=JudgeFactory(config, num_threads=int(threads) if threads.isdecimal() else None, llm=llm),
         is_stateful=True,
         concurrency=config.concurrency,
@@ -112,7 +123,6 @@ def run_judge(
         num_gpus=config.num_gpus,
         env=engine_environment(config.num_gpus),
     )
-    return stage.run_stage(run, judge_plan(run, config), work, runtime, on_ray=on_ray, overwrite=overwrite)
 
 
 def _forget_errors(run: str) -> None:
@@ -124,7 +134,7 @@ def _forget_errors(run: str) -> None:
 
 @dataclass(frozen=True)
 class JudgeFactory:
-    """Makes the function that judges a unit; picklable, and loads the model only where it is called.
+    """Makes the function that judges a unit; picklable.
 
     Attributes:
         config: the judge's settings.
@@ -137,17 +147,18 @@ class JudgeFactory:
     llm: JudgeLLM | None = None
 
     def __call__(self) -> UnitFunction:
+        """Return a function that loads the engine when it gets its first unit."""
+        llm = self.llm
+        if llm is not None:
+            return _JudgeUnit(lambda: llm, self.config)
+        return _JudgeUnit(lambda: LastingJudge(self.load_engine), self.config)
+
+    def load_engine(self) -> VllmJudgeEngine:
         """Load the engine.
 
         Raises:
             ModelError: the judge cannot be loaded.
         """
-        if self.llm is not None:
-            llm = self.llm
-            return _JudgeUnit(lambda: llm, self.config)
-        return _JudgeUnit(self._load_engine, self.config)
-
-    def _load_engine(self) -> JudgeLLM:
         config = self.config
         share = max(int(config.num_cpus), len(os.sched_getaffinity(0)) // config.concurrency, 1)
         return VllmJudgeEngine(
@@ -161,20 +172,25 @@ class JudgeFactory:
 
 
 class _JudgeUnit:
-    """Judges units with one engine, a chunk at a time; what the cache holds is not judged again."""
+    """Judges units with one judge, a chunk at a time; what the cache holds is not judged again.
 
-    def __init__(self, make_engine: Callable[[], JudgeLLM], config: JudgeConfig) -> None:
-        self._make_engine = make_engine
-        self._engine = make_engine()
+    The judge is made by the thread that uses it: Ray Data makes an actor in one thread and calls it in another, and
+    with compute threads made by both, OpenMP takes the CPUs for overbooked and lets its threads sleep at every step.
+    """
+
+    def __init__(self, make_judge: Callable[[], JudgeLLM], config: JudgeConfig) -> None:
+        self._make_judge = make_judge
         self._config = config
         self._judge_id = judge_id(config)
         self._judge_key = make_judge_key(config)
+        self._rows = UnitRows(_COLUMNS)
+
+    @cached_property
+    def _llm(self) -> JudgeLLM:
+        return self._make_judge()
 
     def __call__(self, unit: Unit) -> Manifest:
-        table, n_duplicates = read_bucket(unit["run"], unit["row_groups"], ())
-        ids = table["trajectory_id"].slice(unit["start"], unit["stop"] - unit["start"]).to_pylist()
-        found = read_rows(unit["run"], unit["row_groups"], ids, _COLUMNS)
-        rows = [found[trajectory_id] for trajectory_id in ids]
+        rows, n_duplicates = self._rows.read(unit)
         requests = [request_from_trajectory(row) for row in rows]
         keys = [make_request_key(request) for request in requests]
         cache_uri = self._config.cache or storage.join(unit["run"], "cache", "judgments")
@@ -195,7 +211,7 @@ class _JudgeUnit:
         counted_duplicates = n_duplicates if unit["start"] == 0 else 0  # once a bucket
         return {
             "bucket": unit["bucket"],
-            "rows_in": len(ids) + counted_duplicates,
+            "rows_in": len(rows) + counted_duplicates,
             "rows_out": len(judgments),
             "duplicates": counted_duplicates,
             "self_judged_rows": sum(judgment.self_judged for judgment in judgments),
@@ -212,20 +228,11 @@ class _JudgeUnit:
         keys = list(requests)
         for start in range(0, len(keys), self._config.checkpoint_rows):
             chunk = keys[start : start + self._config.checkpoint_rows]
-            answers = self._generate([requests[key] for key in chunk])
+            answers = self._llm.generate([requests[key] for key in chunk])
             made = dict(zip(chunk, answers, strict=True))
             cache.save(made)
             replies |= made
         return replies
-
-    def _generate(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
-        """Ask the engine; one that has died is replaced once, a second death in a row ends the job."""
-        try:
-            return self._engine.generate(requests)
-        except ModelError as error:
-            _logger.warning("%s; starting another engine", error)
-            self._engine = self._make_engine()
-            return self._engine.generate(requests)
 
 
 def _count_tokens(replies: Sequence[JudgeReply]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from celr_ray.training.judge_prompt import (
     FittedPrompt,
     JudgeRequest,
     PromptCodec,
+    TooLong,
     build_judge_messages,
     fit_prompt,
     render_transcript,
@@ -50,6 +51,7 @@ __all__ = [
     "judge_id",
     "judge_requests",
     "judgment_from_reply",
+    "read_replies",
     "render_transcript",
 ]
 
@@ -193,9 +195,19 @@ def judge_requests(
         rubric: a name in RUBRICS.
     """
     fitted = [fit_prompt(request, codec, limit, rubric=rubric) for request in requests]
-    results = iter(complete([prompt for prompt in fitted if isinstance(prompt, FittedPrompt)]))
+    return read_replies(fitted, complete([prompt for prompt in fitted if isinstance(prompt, FittedPrompt)]))
+
+
+def read_replies(fitted: Sequence[FittedPrompt | TooLong], results: Sequence[Completion | Failure]) -> list[JudgeReply]:
+    """Read the verdicts.
+
+    Args:
+        fitted: what each request became.
+        results: the engine's results for the prompts that fit, in order.
+    """
+    found = iter(results)
     return [
-        _read_reply(prompt, next(results))
+        _read_reply(prompt, next(found))
         if isinstance(prompt, FittedPrompt)
         else JudgeReply("too_long", prompt.detail, prompt_tokens=prompt.prompt_tokens)
         for prompt in fitted
