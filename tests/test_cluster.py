@@ -18,4 +18,4 @@ def test_cluster_yaml_is_valid_by_rays_own_schema():
 
 
 def test_every_command_has_its_job_script():
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS)
+    assert {path.stem.replace("_", "-") for path in (ROOT / "jobs").glob("*.py")} == set(COMMANDS)
