@@ -33,7 +33,7 @@ def test_the_installed_command_and_the_job_scripts_are_the_same():
         assert f"  {name} " in top
         helps = [
             subprocess.run([*start, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
-            for start in ([*command, name], [sys.executable, str(ROOT / "jobs" / f"{name}.py")])
+            for start in ([*command, name], [sys.executable, str(ROOT / "jobs" / f"{name.replace('-', '_')}.py")])
         ]
         assert helps[0] == helps[1]
         assert "default:" in helps[0]
