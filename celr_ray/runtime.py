@@ -185,6 +185,9 @@ def _run_on_ray(units: Sequence[Unit], work: Work, config: RuntimeConfig) -> Ite
     if work.env:
         options["runtime_env"] = {"env_vars": work.env}
     dataset = ray.data.from_items([{"unit": json.dumps(unit)} for unit in units], override_num_blocks=len(units))
+    # Ray Data reserves memory for each operator and starts tasks reluctantly; unit descriptions need none. Measured on
+    # two CPUs: 1.82 times a plain loop without the reservation, 1.35 with it.
+    dataset.context.op_resource_reservation_enabled = False
     if work.is_stateful:
         options |= {
             "fn_constructor_args": [work.factory],

@@ -28,6 +28,7 @@ from pyarrow import fs as pafs
 
 from celr_ray import s3
 from celr_ray.atomic import TEMPORARY_PREFIX, written_whole
+from celr_ray.dictionaries import list_dictionary_columns
 from celr_ray.errors import InputError, OutputError, UsageError
 from celr_ray.remote import RemoteReader
 
@@ -332,7 +333,8 @@ def write_parquet(uri: str, table: pa.Table, row_group_sizes: Sequence[int] = ()
 
 
 def _write_row_groups(sink: pa.NativeFile, table: pa.Table, row_group_sizes: Sequence[int]) -> None:
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", compression_level=1) as writer:
+    options = {"compression": "zstd", "compression_level": 1, "use_dictionary": list_dictionary_columns(table.schema)}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
         start = 0
         for size in row_group_sizes or (table.num_rows,):
             writer.write_table(table.slice(start, size), row_group_size=max(size, 1))

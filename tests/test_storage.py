@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from runs import read_rows
 
@@ -13,6 +15,7 @@ from celr_ray import storage
 from celr_ray.atomic import TEMPORARY_PREFIX
 from celr_ray.cli import main
 from celr_ray.errors import InputError, OutputError
+from celr_ray.schema import KTO_SCHEMA
 
 
 def test_write_replaces_whole_files_and_leaves_no_temporary(tmp_path):
@@ -180,3 +183,16 @@ def assert_all_whole(folder):
             storage.read_parquet(str(path))
         elif path.suffix == ".json":
             storage.read_json(str(path))
+
+
+def test_texts_and_hashes_get_no_dictionary(tmp_path):
+    messages = [{"role": "user", "content": "What?", "name": None, "tool_call_id": None, "tool_calls": None}]
+    row = dict.fromkeys(KTO_SCHEMA.names)
+    row |= {"trajectory_id": "a", "task_id": "t", "prompt": messages, "completion": messages, "label": True}
+    uri = str(tmp_path / "rows.parquet")
+    storage.write_parquet(uri, pa.Table.from_pylist([row], schema=KTO_SCHEMA))
+    group = pq.ParquetFile(uri).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    with_dictionary = {c.path_in_schema for c in columns if c.has_dictionary_page}
+    assert {"task_id", "prompt.list.element.role"} <= with_dictionary
+    assert not {p for p in with_dictionary if p.split(".")[-1] in ("trajectory_id", "content")}

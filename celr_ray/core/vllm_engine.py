@@ -71,7 +71,7 @@ class VllmEngine:
             resolve_model(model),
             max_model_len=max_model_len,
             num_gpus=num_gpus,
-            engine_kwargs={"disable_log_stats": False, **kwargs},  # the statistics hold each request's latency
+            engine_kwargs={**_engine_defaults(num_gpus), **kwargs},
         )
         self.name = model
         """The model as it was asked for."""
@@ -189,6 +189,16 @@ class VllmEngine:
         unfinished = list(engine.output_processor.request_states)
         if unfinished:
             engine.abort_request(unfinished, internal=True)
+
+
+def _engine_defaults(num_gpus: float) -> dict[str, Any]:
+    """Return what an executor's engine needs beyond the common arguments.
+
+    The statistics hold each request's latency. On CPU a prompt is read in one piece: between the pieces vLLM 0.29 turns
+    back the random generator of a seeded request, which a CPU generator cannot do, and the whole batch fails.
+    """
+    chunks = {} if num_gpus else {"enable_chunked_prefill": False}
+    return {"disable_log_stats": False, **chunks}
 
 
 def _load(model: str, arguments: Mapping[str, Any], num_gpus: float, num_threads: int | None) -> Any:
