@@ -21,6 +21,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "BANK_ATTEMPT_SCHEMA",
+    "BANK_TASK_SCHEMA",
     "JUDGMENT_SCHEMA",
     "KTO_SCHEMA",
     "MESSAGES",
@@ -348,3 +350,63 @@ EPISODE_SCHEMA = pa.schema(
     ]
 )
 """One row for each task that was executed; a success of null = the task has no checker."""
+
+BANK_TASK_SCHEMA = pa.schema(
+    [
+        _required("task_id", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("level", pa.string()),
+        _required("split", pa.string()),
+        _required("difficulty", pa.float64()),
+        _required("is_difficulty_known", pa.bool_()),
+        _required("risk", pa.float64()),
+        _required("is_coding", pa.bool_()),
+        _required("has_verifier", pa.bool_()),
+        _required("needs_code", pa.bool_()),
+        _required("budget_usd", pa.float64()),
+        _required("time_limit_s", pa.float64()),
+        pa.field("probe_agreement", pa.float64()),
+        pa.field("probe_confidence", pa.float64()),
+        _required("probe_usd", pa.float64()),
+        _required("probe_s", pa.float64()),
+    ]
+)
+"""One row for each task of an outcome bank: what is known before the first call. split: train, validation or gate."""
+
+BANK_ATTEMPT_SCHEMA = pa.schema(
+    [
+        _required("task_id", pa.string()),
+        _required("tier", pa.string()),
+        _required("kind", pa.string()),
+        _required("depth", pa.int64()),
+        pa.field("prior_success", pa.bool_()),
+        _required("prior_refuted", pa.bool_()),
+        _required("attempt", pa.int64()),
+        pa.field("seed", pa.int64()),
+        _required("success", pa.bool_()),
+        _required("correctness", pa.float64()),
+        _required("has_answer", pa.bool_()),
+        _required("has_code", pa.bool_()),
+        _required("answer_key", pa.uint64()),
+        pa.field("confidence", pa.float64()),
+        _required("context_used", pa.float64()),
+        _required("cost_usd", pa.float64()),
+        pa.field("quote_usd", pa.float64()),
+        _required("seconds", pa.float64()),
+        _required("prompt_tokens", pa.int64()),
+        _required("output_tokens", pa.int64()),
+        _required("unsafe", pa.bool_()),
+        pa.field("verifier_passed", pa.bool_()),
+        pa.field("verifier_cost_usd", pa.float64()),
+        pa.field("verifier_seconds", pa.float64()),
+        _required("source", pa.string()),
+    ]
+)
+"""One row for each recorded attempt of a bank, all of it measured on the same call.
+
+kind: fresh (the task alone was sent), reflective (the talk so far and a request to improve) or compressed (the task and
+the last failure). depth: answers in the talk that was sent. prior_*: the answer that a reflective or compressed attempt
+was made from, right or not and refuted by the verifier or not. attempt: number on its tier in its episode, from 0.
+quote_usd: worst-case price before the call. verifier_cost_usd: null = never verified; then verifier_passed is null
+too, which else means that the verifier gave no verdict.
+"""

@@ -7,6 +7,7 @@ The runtime's caps live here; no policy can pass them. Neither Ray nor vLLM is k
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,6 +28,7 @@ __all__ = [
     "Limits",
     "Outcomes",
     "TaskColumns",
+    "hash_text",
     "mix_keys",
 ]
 
@@ -49,6 +51,8 @@ class EndReason(IntEnum):
     """A call cost more than its worst case and more than was left. A failure."""
     UNAFFORDABLE = 5
     """Nothing but ABORT was ever allowed: the budget is below the cheapest call that could begin, or no prompt fits."""
+    CENSORED = 6
+    """In replays only: the records ran out, so how it would have ended is not known."""
 
 
 class Limits(BaseModel):
@@ -154,6 +158,11 @@ def mix_keys(*keys: KeyArray | int) -> KeyArray:
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             mixed = mixed ^ (mixed >> np.uint64(31))
     return mixed
+
+
+def hash_text(text: str) -> int:
+    """Return 64 bits that identify a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class Episodes:

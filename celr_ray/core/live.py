@@ -6,7 +6,6 @@ stays full. The checker runs after an episode's end, on every answer it gave; no
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 
 from celr_ray.core.calls import Call, Models, Reply, make_seed
 from celr_ray.core.clients import CallFailure, Generation
-from celr_ray.core.episodes import UNVERIFIED, Episodes, Outcomes
+from celr_ray.core.episodes import UNVERIFIED, Episodes, Outcomes, hash_text
 from celr_ray.core.executor import Verdicts
 from celr_ray.core.monitor import Monitor
 from celr_ray.core.prompts import build_chat, first_chat
@@ -37,11 +36,6 @@ from celr_ray.cortex.actions import ATTEMPTS, N_ACTIONS, Action, FloatArray, Int
 __all__ = ["LiveWorld", "hash_text"]
 
 _VERDICT_TOKENS = 16
-
-
-def hash_text(text: str) -> int:
-    """Return 64 bits that identify a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class LiveWorld:
