@@ -81,7 +81,17 @@ class _BenchmarkRow(msgspec.Struct, gc=False):
 
 
 def _status(text: str) -> str:
-    return _STATUS.get(text.strip().upper(), "UNKNOWN")
+    return _STATUS.get(text) or _STATUS.get(text.strip().upper(), "UNKNOWN")
+
+
+def _is_completed(status: str) -> bool:
+    return status == "COMPLETED" or status.upper() == "COMPLETED"
+
+
+def _find_model(lines: list[str]) -> str | None:
+    """Return the model that every call in an execution log names, None if they differ or none does."""
+    models = {name for line in lines for name in _LLM_CALL.findall(line) if name != "None"}
+    return models.pop() if len(models) == 1 else None
 
 
 def _conversation(request: str, answer: str) -> list[ParsedMessage]:
@@ -96,14 +106,13 @@ def _parse_plan(log: _PlanLog, context: SourceContext) -> ParsedRun:
         parts.append(step.description)
         if step.output:
             parts.append(step.output)
-        n_completed += step.status.upper() == "COMPLETED"
+        n_completed += _is_completed(step.status)
         n_retries += step.retry_count
-    models = {name for line in log.execution_log for name in _LLM_CALL.findall(line) if name != "None"}
     return ParsedRun(
         task_id=make_task_id("celr", None, log.task_id),
         messages=_conversation(log.original_request, "\n\n".join(parts)),
         status=status,
-        model=models.pop() if len(models) == 1 else None,
+        model=_find_model(log.execution_log) if log.execution_log else None,
         prompt=log.original_request,
         success=_OUTCOME.get(status),
         cost_usd=log.total_cost if log.total_cost is not None else log.total_cost_usd,
@@ -125,7 +134,7 @@ def _parse_steps(log: _StepLog, context: SourceContext) -> ParsedRun:
         success=_OUTCOME.get(status),
         cost_usd=log.cost_usd,
         n_steps=len(log.steps),
-        n_steps_completed=sum(step.status.upper() == "COMPLETED" for step in log.steps),
+        n_steps_completed=sum(_is_completed(step.status) for step in log.steps),
         n_retries=retries,
     )
 
