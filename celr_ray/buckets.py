@@ -59,8 +59,22 @@ def plan_bucket_units(run: str) -> list[dict[str, Any]]:
     return [units[bucket] for bucket in sorted(units)]
 
 
+POSITION = "position"
+"""Column with a row's number in its bucket, as the files hold it."""
+
+
+def iter_row_groups(row_groups: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
+    """Yield (part, its row groups), parts ascending: the order in which rows have their positions."""
+    for part in sorted({part for part, _ in row_groups}):
+        yield part, [group for owner, group in row_groups if owner == part]
+
+
 def read_bucket(
-    run: str, row_groups: Sequence[Sequence[int]], columns: Sequence[str] | None = None
+    run: str,
+    row_groups: Sequence[Sequence[int]],
+    columns: Sequence[str] | None = None,
+    *,
+    with_positions: bool = False,
 ) -> tuple[pa.Table, int]:
     """Read the distinct trajectories of one bucket.
 
@@ -68,21 +82,22 @@ def read_bucket(
         run: run folder.
         row_groups: [part, row group] pairs of the bucket.
         columns: columns wanted, all if None; `task_id` and `trajectory_id` are always read.
+        with_positions: add POSITION, by which `training.text_reader` finds a row again.
 
     Returns:
         The rows ordered by (task_id, trajectory_id), each id once, and the number of duplicates dropped.
     """
     wanted = None if columns is None else list(dict.fromkeys(["trajectory_id", "task_id", *columns]))
     tables = []
-    for part in sorted({part for part, _ in row_groups}):
+    for part, groups in iter_row_groups(row_groups):
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
-            file = pq.ParquetFile(source)
-            groups = [group for owner, group in row_groups if owner == part]
-            tables.append(file.read_row_groups(groups, columns=wanted, use_threads=False))
+            tables.append(pq.ParquetFile(source).read_row_groups(groups, columns=wanted, use_threads=False))
     if not tables:
         schema = TRAJECTORY_SCHEMA if wanted is None else pa.schema([TRAJECTORY_SCHEMA.field(n) for n in wanted])
-        return schema.empty_table(), 0
+        return (schema.append(pa.field(POSITION, pa.int64())) if with_positions else schema).empty_table(), 0
     table = pa.concat_tables(tables)
+    if with_positions:
+        table = table.append_column(POSITION, pa.array(np.arange(table.num_rows)))
     n_duplicates = table.num_rows - pc.count_distinct(table["trajectory_id"]).as_py()
     if n_duplicates:
         ids = table["trajectory_id"].to_numpy(zero_copy_only=False).astype(str)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from celr_ray import storage
-from celr_ray.buckets import plan_bucket_units, read_bucket
+from celr_ray.buckets import POSITION, iter_row_groups, plan_bucket_units, read_bucket
 from celr_ray.config import PairConfig, RuntimeConfig
 from celr_ray.errors import RunMismatchError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -106,13 +106,14 @@ def _make_pair_unit(settings: dict[str, Any]) -> UnitFunction:
 def pair_unit(unit: Unit, *, config: PairConfig, sft: SftIndex) -> Manifest:
     """Pair the tasks of one bucket and write pairs, unpaired rows and the task table."""
     run, row_groups = unit["run"], unit["row_groups"]
-    light, duplicates = read_bucket(run, row_groups, [*LIGHT_COLUMNS, *(["prompt"] if sft else [])])
+    columns = [*LIGHT_COLUMNS, *(["prompt"] if sft else [])]
+    light, duplicates = read_bucket(run, row_groups, columns, with_positions=True)
     runs = make_candidates(light, _read_judge_scores(run, unit["judgments"], light["trajectory_id"]))
     unpaired_runs = choose_unpaired(runs, config.max_kto_per_task)
     prompts = light["prompt"].to_pylist() if sft else ()
     answers = choose_answers(runs.task, prompts, sft, config.max_pairs_per_task)
 
-    texts = Texts(light.num_rows, partial(read_texts, run, row_groups, light["trajectory_id"]))
+    texts = Texts(light.num_rows, partial(read_texts, run, row_groups, light[POSITION].to_numpy()))
     paired = pair_runs(runs, SCORED_TYPES, config, texts, unpaired_runs, answers)
     pairs = gather_pairs(paired)
     spin = pair_answers(answers, runs.task[answers], light, texts, sft, config.max_pairs_per_task)
@@ -141,9 +142,9 @@ def _read_judge_scores(run: str, parts: Sequence[int], ids: pa.ChunkedArray) -> 
 def _count_rows(run: str, row_groups: Sequence[Sequence[int]], task_ids: pa.ChunkedArray) -> Ints:
     """Return how many rows each task has in the files, exact copies included."""
     tables = []
-    for part, group in row_groups:
+    for part, groups in iter_row_groups(row_groups):
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
-            tables.append(pq.ParquetFile(source).read_row_group(group, columns=["task_id"]))
+            tables.append(pq.ParquetFile(source).read_row_groups(groups, columns=["task_id"]))
     tasks = pc.index_in(pa.concat_tables(tables)["task_id"], value_set=task_ids.combine_chunks())
     return np.bincount(tasks.to_numpy(), minlength=len(task_ids))
 
