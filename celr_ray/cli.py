@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from celr_ray.config import (
+    BankBuildJob,
     ConvertJob,
     ExecuteJob,
     ExportJob,
@@ -167,6 +168,12 @@ def _train_difficulty(job: TrainDifficultyJob) -> str:
     return f"{trained} {held_out}, ECE {report.ece.value:.3f}: {job.out}"
 
 
+def _bank_build(job: BankBuildJob) -> str:
+    from celr_ray.cortex.evaluation.bank_build import run_bank_build
+
+    return run_bank_build(job).describe(job.out)
+
+
 def _report(job: ReportJob) -> str:
     from celr_ray.report import run_report
     from celr_ray.stage import check_run_folder
@@ -191,6 +198,7 @@ COMMANDS: dict[str, Command] = {
     "train-difficulty": Command(
         TrainDifficultyJob, _train_difficulty, "--run runs/cheap --model smollm2 --out difficulty.json"
     ),
+    "bank build": Command(BankBuildJob, _bank_build, "--logs runs/executed/logs --tiers tiers.yaml --out bank"),
     "report": Command(ReportJob, _report, "--run runs/first"),
 }
 
@@ -234,19 +242,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"celr-ray {metadata.version('celr-ray')}")
         return 0
-    command = COMMANDS.get(words[0])
+    n_words = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, flags = " ".join(words[:n_words]), words[n_words:]
+    command = COMMANDS.get(name)
     if command is None:
-        print(f"celr-ray: no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"celr-ray: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        job = load_job(command.job, words[1:], program=f"celr-ray {words[0]}")
+        job = load_job(command.job, flags, program=f"celr-ray {name}")
         with _hold_run(job):
             line = command.run(job)
     except CelrRayError as error:
-        print(f"celr-ray {words[0]}: {error}", file=sys.stderr)
+        print(f"celr-ray {name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"celr-ray {words[0]}: interrupted; finished units are kept, run it again to go on", file=sys.stderr)
+        print(f"celr-ray {name}: interrupted; finished units are kept, run it again to go on", file=sys.stderr)
         return 130
     print(line, flush=True)
     return 0

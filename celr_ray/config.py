@@ -14,6 +14,8 @@ from celr_ray.core.escalation import EscalationConfig
 from celr_ray.settings import Job, Section, Uri, load_job, read_json_text
 
 __all__ = [
+    "BankBuildJob",
+    "BankConfig",
     "ConvertJob",
     "ExecuteConfig",
     "ExecuteJob",
@@ -298,6 +300,57 @@ class TrainDifficultyJob(_Job):
     run: Uri = Field(description="run folder that holds trajectories with known outcomes")
     model: str = Field(description="the cheapest tier's model, as the logs name it")
     out: Uri = Field(description="file to write, for --execute.difficulty; its figures go beside it")
+
+
+class BankConfig(Section):
+    """How an outcome bank is made of what was recorded."""
+
+    split_seed: int = Field(0, ge=0, description="of the split of tasks into train, validation and gate")
+    validation_fraction: float = Field(0.2, ge=0, lt=1, description="share of tasks to choose settings on")
+    gate_fraction: float = Field(0.3, ge=0, lt=1, description="share of tasks that only the gate may use")
+    difficulty: str = Field(
+        "as-recorded",
+        description="as-recorded = the logs' estimate, 0.5 where there is none; train = from the texts and outcomes of "
+        "the training tasks, theirs out of fold; else a file of `celr-ray train-difficulty`",
+    )
+    default_budget_usd: float | None = Field(
+        None, gt=0, description="budget of tasks without one, US$; null = four worst cases of the strongest tier"
+    )
+    default_time_limit_s: float = Field(3600, gt=0, description="time limit of tasks without one, seconds")
+    models: list[str] = Field(
+        default_factory=list, description="--source runs: the models that are the tiers, weak to strong; none = by cost"
+    )
+    trial_usd: float | None = Field(
+        None, gt=0, description="what a run without a cost of its own counts, US$; with 1, costs count trials"
+    )
+    prices: Annotated[dict[str, tuple[float, float]], BeforeValidator(read_json_text)] = Field(
+        default_factory=dict,
+        description='--source routellm: JSON {"MODEL": [INPUT, OUTPUT]}, US$ per million tokens; wins over the '
+        "published prices",
+    )
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if self.validation_fraction + self.gate_fraction >= 1:
+            raise ValueError("validation_fraction and gate_fraction leave no task to train on: they must sum below 1")
+        return self
+
+
+class BankBuildJob(_Job):
+    """Make a bank of recorded outcomes, to replay policies on: from logs of `celr-ray execute`, or public results."""
+
+    logs: list[Uri] = Field(default_factory=list, description="logs of celr-ray execute: files, folders or globs")
+    source: Literal["routellm", "runs", "reflexion"] | None = Field(
+        None,
+        description="what --files are: routellm = RouteLLM's Parquet files of responses; runs = independent runs in "
+        "any log format, such as tau2-bench and tau-bench; reflexion = trials of Reflexion",
+    )
+    files: list[Uri] = Field(default_factory=list, description="files of --source")
+    tiers: Uri | None = Field(
+        None, description="with --logs: the YAML file of the tiers they ran on, for prices and exact worst cases"
+    )
+    out: Uri = Field(description="folder of the bank")
+    bank: BankConfig = Field(default_factory=BankConfig)
 
 
 class ReportJob(_Job):

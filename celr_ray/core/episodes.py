@@ -148,7 +148,7 @@ class Outcomes:
         )
 
 
-def mix_keys(*keys: KeyArray | int) -> KeyArray:
+def mix_keys(*keys: KeyArray | IntArray | int) -> KeyArray:
     """Combine 64-bit keys into one, order counting (the finaliser of SplitMix64 after each)."""
     mixed = np.atleast_1d(np.uint64(0x9E3779B97F4A7C15))
     with np.errstate(over="ignore"):

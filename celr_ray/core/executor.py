@@ -7,10 +7,12 @@ Ray nor vLLM.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from celr_ray.core.episodes import EndReason, Episodes, KeyArray, Outcomes, mix_keys
 from celr_ray.cortex.actions import N_ACTIONS, BoolArray, FloatArray, IntArray, check_allowed
@@ -18,7 +20,7 @@ from celr_ray.cortex.policy import Policy, check_probabilities, sample_actions
 from celr_ray.cortex.reward import final_reward, step_reward
 from celr_ray.cortex.state import N_FEATURES
 
-__all__ = ["Decisions", "Results", "Verdicts", "World", "draw_uniform", "run_episodes"]
+__all__ = ["Decisions", "Results", "Verdicts", "World", "draw_uniform", "join_decisions", "run_episodes"]
 
 
 class World(Protocol):
@@ -90,7 +92,8 @@ class Results:
         unsafe: [B] flag.
         end_reason: [B] `EndReason`.
         total_reward: [B] sum of the rewards.
-        decisions: every decision.
+        n_decisions: [B] decisions.
+        decisions: every decision; none at all where they were not to be kept.
     """
 
     success: FloatArray
@@ -101,10 +104,11 @@ class Results:
     unsafe: BoolArray
     end_reason: IntArray
     total_reward: FloatArray
+    n_decisions: IntArray
     decisions: Decisions
 
 
-def draw_uniform(seed: int, *keys: KeyArray) -> FloatArray:
+def draw_uniform(seed: int, *keys: KeyArray | IntArray | int) -> FloatArray:
     """Return numbers in [0, 1) that depend on the seed and the keys alone, not on order or batch."""
     mixed = mix_keys(seed & (2**64 - 1), *keys)
     return np.asarray((mixed >> np.uint64(11)).astype(np.float64) / 2**53)
@@ -123,8 +127,7 @@ class _Wave:
     outcomes: Outcomes
 
 
-def _run_wave(episodes: Episodes, policy: Policy, world: World, seed: int) -> _Wave:
-    live = episodes.live
+def _run_wave(episodes: Episodes, live: IntArray, policy: Policy, world: World, seed: int) -> _Wave:
     mask = episodes.mask(live, world.quote_usd(episodes, live))
     obs = episodes.observe(live)
     probabilities = policy.probabilities(obs, mask)
@@ -151,7 +154,9 @@ def _shares_used(episodes: Episodes, live: IntArray) -> tuple[FloatArray, FloatA
     return cost * has_begun, time * has_begun
 
 
-def run_episodes(episodes: Episodes, policy: Policy, world: World, *, seed: int = 0) -> Results:
+def run_episodes(
+    episodes: Episodes, policy: Policy, world: World, *, seed: int = 0, keep_decisions: bool = True
+) -> Results:
     """Run all episodes to their ends.
 
     Args:
@@ -159,17 +164,22 @@ def run_episodes(episodes: Episodes, policy: Policy, world: World, *, seed: int 
         policy: decides; its probabilities are sampled by the seed, the task and the number of the decision.
         world: carries out.
         seed: of the draws.
+        keep_decisions: return every decision, not only how the episodes ended.
 
     Raises:
         PolicyError: the policy gave no probabilities, or chose what is not allowed.
     """
     waves: list[_Wave] = []
-    while len(episodes.live):
-        waves.append(_run_wave(episodes, policy, world, seed))
-    return _finish(episodes, waves, world)
+    total = np.zeros(len(episodes.tier))
+    while len(live := episodes.live):
+        wave = _run_wave(episodes, live, policy, world, seed)
+        total[live] += wave.reward
+        if keep_decisions:
+            waves.append(wave)
+    return _finish(episodes, waves, total, world)
 
 
-def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
+def _finish(episodes: Episodes, waves: list[_Wave], total: FloatArray, world: World) -> Results:
     """Check the accepted answers, and put the end's reward on each last decision."""
     verdicts = world.check(episodes)
     episodes.unsafe |= verdicts.unsafe
@@ -178,12 +188,10 @@ def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
     correctness = np.where(is_accepted | ~is_checked, verdicts.correctness, 0.0)
     correctness = np.where(episodes.unsafe & ~is_checked, 0.0, correctness)
     success = np.where((is_checked & ~is_accepted) | episodes.unsafe, 0.0, verdicts.success)
+    final = np.where(episodes.decisions > 0, final_reward(success, correctness, episodes.unsafe), 0.0)
     decisions = _gather(waves)
     is_last = decisions.t == episodes.decisions[decisions.episode] - 1
-    ends = decisions.episode[is_last]
-    decisions.reward[is_last] += final_reward(success[ends], correctness[ends], episodes.unsafe[ends])
-    total = np.zeros(len(episodes.tier))
-    np.add.at(total, decisions.episode, decisions.reward)
+    decisions.reward[is_last] += final[decisions.episode[is_last]]
     return Results(
         success=success,
         correctness=correctness,
@@ -192,30 +200,50 @@ def _finish(episodes: Episodes, waves: list[_Wave], world: World) -> Results:
         seconds=episodes.elapsed_s,
         unsafe=episodes.unsafe,
         end_reason=episodes.end_reason,
-        total_reward=total,
+        total_reward=total + final,
+        n_decisions=episodes.decisions,
         decisions=decisions,
     )
 
 
 def _gather(waves: list[_Wave]) -> Decisions:
     """Put the waves together, ordered by episode and time."""
-    episode = np.concatenate([wave.live for wave in waves] or [np.zeros(0, dtype=np.int64)])
-    t = np.concatenate([np.full(len(wave.live), n) for n, wave in enumerate(waves)] or [episode])
-    order = np.lexsort((t, episode))
     if not waves:
-        nothing = Outcomes.nothing(0)
-        empty = np.zeros((0, N_ACTIONS))
-        return Decisions(episode, t, np.zeros((0, N_FEATURES)), empty > 0, episode, empty, np.zeros(0), nothing)
-    outcomes = Outcomes(
-        **{name: np.concatenate([vars(w.outcomes)[name] for w in waves])[order] for name in vars(waves[0].outcomes)}
-    )
+        nothing, none = np.zeros((0, N_ACTIONS)), np.zeros(0, dtype=np.int64)
+        obs = np.zeros((0, N_FEATURES))
+        return Decisions(none, none, obs, nothing > 0, none, nothing, np.zeros(0), Outcomes.nothing(0))
+    joined = join_decisions([_wave_decisions(wave, t) for t, wave in enumerate(waves)], shift=0)
+    order = np.lexsort((joined.t, joined.episode))
+    columns = {name: value[order] for name, value in vars(joined).items() if name != "outcomes"}
+    return Decisions(**columns, outcomes=_take(joined.outcomes, order))
+
+
+def _wave_decisions(wave: _Wave, t: int) -> Decisions:
     return Decisions(
-        episode=episode[order],
-        t=t[order],
-        obs=np.concatenate([w.obs for w in waves])[order],
-        mask=np.concatenate([w.mask for w in waves])[order],
-        action=np.concatenate([w.action for w in waves])[order],
-        probabilities=np.concatenate([w.probabilities for w in waves])[order],
-        reward=np.concatenate([w.reward for w in waves])[order],
-        outcomes=outcomes,
+        wave.live, np.full(len(wave.live), t), wave.obs, wave.mask, wave.action, wave.probabilities, wave.reward,
+        wave.outcomes,
+    )  # fmt: skip
+
+
+def _take(outcomes: Outcomes, rows: IntArray) -> Outcomes:
+    return Outcomes(**{name: value[rows] for name, value in vars(outcomes).items()})
+
+
+def join_decisions(parts: Sequence[Decisions], *, shift: int | Sequence[int] = 0) -> Decisions:
+    """Put decisions together, in the order given.
+
+    Args:
+        parts: at least one.
+        shift: added to the row numbers of each part's episodes; a sequence has one number for each part.
+    """
+    shifts = [shift] * len(parts) if isinstance(shift, int) else shift
+
+    def join(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    outcomes = {name: np.concatenate([vars(part.outcomes)[name] for part in parts]) for name in vars(parts[0].outcomes)}
+    return Decisions(
+        episode=np.concatenate([part.episode + by for part, by in zip(parts, shifts, strict=True)]),
+        **{name: join(name) for name in ("t", "obs", "mask", "action", "probabilities", "reward")},
+        outcomes=Outcomes(**outcomes),
     )

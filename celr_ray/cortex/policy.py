@@ -133,9 +133,10 @@ def sample_actions(probabilities: FloatArray, uniform: FloatArray) -> IntArray:
     Returns:
         [K] actions; never one of probability 0.
     """
-    cumulative = np.cumsum(probabilities, axis=1)
-    drawn = (uniform[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1)
-    last = N_ACTIONS - 1 - np.argmax(probabilities[:, ::-1] > 0, axis=1)
+    by_action = np.ascontiguousarray(probabilities.T)  # rows of length K add up many times faster than K rows
+    cumulative = np.cumsum(by_action, axis=0)
+    drawn = (uniform * cumulative[-1] >= cumulative).sum(axis=0)
+    last = N_ACTIONS - 1 - np.argmax(by_action[::-1] > 0, axis=0)
     return np.asarray(np.minimum(drawn, last), dtype=np.int64)
 
 
