@@ -10,7 +10,7 @@ import numpy as np
 
 from celr_ray.cortex.actions import FloatArray
 
-__all__ = ["betting_lower_bound", "gaffke_lower_bound"]
+__all__ = ["betting_lower_bound", "gaffke_lower_bound", "gaffke_p_value"]
 
 _DRAWS = 4_000
 _CHUNK_VALUES = 4_000_000
@@ -32,6 +32,24 @@ def gaffke_lower_bound(values: FloatArray, alpha: float, seed: int) -> float:
 
     Source: Gaffke (2005); Learned-Miller & Thomas (2019), arXiv 1905.06208.
     """
+    return float(np.quantile(_draw_gaffke_means(values, seed), alpha))
+
+
+def gaffke_p_value(values: FloatArray, mean: float, seed: int) -> float:
+    """Return the p-value of H0: the true mean is at most `mean`.
+
+    The share of the draws of `gaffke_lower_bound` that do not exceed it; the same draws for the same seed.
+
+    Args:
+        values: [n] independent, ≥ 0.
+        mean: the largest mean under the null hypothesis.
+        seed: of the draws.
+    """
+    means = _draw_gaffke_means(values, seed)
+    return float((1 + (means <= mean).sum()) / (1 + len(means)))
+
+
+def _draw_gaffke_means(values: FloatArray, seed: int) -> FloatArray:
     _check_values(values)
     rng = np.random.default_rng(seed)
     n = len(values)
@@ -40,7 +58,7 @@ def gaffke_lower_bound(values: FloatArray, alpha: float, seed: int) -> float:
     for start in range(0, _DRAWS, step):
         parts = rng.standard_exponential((min(step, _DRAWS - start), n + 1))
         means[start : start + step] = parts[:, :n] @ values / parts.sum(axis=1)
-    return float(np.quantile(means, alpha))
+    return means
 
 
 def betting_lower_bound(values: FloatArray, alpha: float) -> float:
