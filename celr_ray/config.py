@@ -199,8 +199,7 @@ class ExecuteConfig(Section):
         False, description="sample the cheapest tier twice before the first decision and show the policy how they agree"
     )
     concurrency: int = Field(1, ge=1, description="workers at the same time, each with its own engines")
-    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each worker")
-    num_gpus: float = Field(0, ge=0, description="GPUs that Ray reserves for each worker, for all its engines together")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each worker; its GPUs are the tiers'")
     allow_weak_sandbox: bool = Field(
         False, description="run tests of model code where this machine cannot cut it off from network and files"
     )

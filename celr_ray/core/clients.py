@@ -124,11 +124,8 @@ def open_clients(ladder: TierLadder, *, num_threads: int | None = None) -> dict[
         ConfigError: several engines would need a GPU each.
         ModelError: a model cannot be loaded, or the environment lacks a key.
     """
-    shared: dict[str, list[Tier]] = defaultdict(list)
-    for tier in ladder.tiers:
-        if tier.engine == "vllm":
-            shared[json.dumps([tier.model, tier.num_gpus, tier.engine_kwargs], sort_keys=True)].append(tier)
-    _check_gpus([tiers[0].num_gpus for tiers in shared.values()])
+    shared = _share_engines(ladder)
+    count_gpus(ladder)
     clients: dict[str, ModelClient] = {}
     try:
         for tier in ladder.tiers:
@@ -136,7 +133,7 @@ def open_clients(ladder: TierLadder, *, num_threads: int | None = None) -> dict[
                 from celr_ray.core.client_openai import OpenAIClient
 
                 clients[tier.name] = OpenAIClient(tier)
-        for tiers in shared.values():
+        for tiers in shared:
             from celr_ray.core.client_vllm import load_clients
 
             clients |= load_clients(tiers, num_threads=num_threads)
@@ -147,15 +144,25 @@ def open_clients(ladder: TierLadder, *, num_threads: int | None = None) -> dict[
     return clients
 
 
-def _check_gpus(num_gpus: Sequence[float]) -> None:
-    """Refuse engines that cannot share a process: each takes the first GPUs that the process sees.
+def _share_engines(ladder: TierLadder) -> list[list[Tier]]:
+    """Group the tiers that run on the same vLLM engine."""
+    shared: dict[str, list[Tier]] = defaultdict(list)
+    for tier in ladder.tiers:
+        if tier.engine == "vllm":
+            shared[json.dumps([tier.model, tier.num_gpus, tier.engine_kwargs], sort_keys=True)].append(tier)
+    return list(shared.values())
+
+
+def count_gpus(ladder: TierLadder) -> float:
+    """Return the GPUs that the engines of a ladder take in one process; each takes the first that the process sees.
 
     Raises:
-        ConfigError: there are several, and together they need more than one GPU.
+        ConfigError: there are several engines, and together they need more than one GPU.
     """
-    used = [n for n in num_gpus if n]
+    used = [tiers[0].num_gpus for tiers in _share_engines(ladder) if tiers[0].num_gpus]
     if len(used) > 1 and sum(used) > 1:
         raise ConfigError(
             f"the vllm tiers ask for {' + '.join(f'{n:g}' for n in used)} GPUs, but engines of one process share its "
             "first GPU: give each a part (num_gpus: 0.5), or serve one with `vllm serve` and use engine: openai"
         )
+    return sum(used)

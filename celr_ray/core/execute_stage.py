@@ -24,7 +24,7 @@ import pyarrow as pa
 from celr_ray import storage
 from celr_ray.config import ExecuteConfig, ExecuteJob
 from celr_ray.core.calls import Models
-from celr_ray.core.clients import ModelClient, open_clients
+from celr_ray.core.clients import ModelClient, count_gpus, open_clients
 from celr_ray.core.episode_log import make_episode_document
 from celr_ray.core.episodes import EndReason, Episodes
 from celr_ray.core.executor import Results, run_episodes
@@ -124,15 +124,16 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
     if file.rejected:
         rows = "".join(row.model_dump_json() + "\n" for row in file.rejected)
         storage.write_bytes(storage.join(job.out, "rejected", part_name(0, "jsonl")), rows.encode())
+    num_gpus = count_gpus(ladder)
     work = Work(
         factory=ExecuteFactory(job, clients),
         is_stateful=True,
         concurrency=job.execute.concurrency,
         num_cpus=job.execute.num_cpus,
-        num_gpus=job.execute.num_gpus,
-        env=engine_environment(job.execute.num_gpus),
+        num_gpus=num_gpus,
+        env=engine_environment(num_gpus),
     )
-    on_ray = clients is None and uses_ray(job.runtime, is_large=job.execute.concurrency > 1 or job.execute.num_gpus > 0)
+    on_ray = clients is None and uses_ray(job.runtime, is_large=job.execute.concurrency > 1 or num_gpus > 0)
     return run_stage(job.out, plan, work, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
 
 

@@ -151,7 +151,7 @@ def make_task_id(source: str, domain: str | None, task: str | int) -> str:
     own = str(task).strip()
     if not own:
         raise RecordError("the task id is empty")
-    return f"{source}/{domain}/{own}" if domain else f"{source}/{own}"
+    return "/".join([part for part in (source, domain, own) if part])
 
 
 class CallNumbers:
