@@ -31,6 +31,7 @@ __all__ = [
     "SCORE_COLUMNS",
     "TASK_SCHEMA",
     "TRAJECTORY_SCHEMA",
+    "TRANSITION_SCHEMA",
     "Judgment",
     "KtoRow",
     "Message",
@@ -39,6 +40,8 @@ __all__ = [
     "TaskSummary",
     "Trajectory",
     "TrajectoryScore",
+    "Transition",
+    "transition_schema",
 ]
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -191,6 +194,31 @@ class TaskSummary(_Row):
     dpo_reason: str | None = Field(None, description="why there is no dpo pair; null if there is one")
     self_reward_reason: str | None = None
     spin_reason: str | None = None
+
+
+class Transition(_Row):
+    """One decision of one episode as offline training reads it (RLlib's column names).
+
+    An observation is the state vector followed by the mask as 0 and 1. Rows of an episode stand together, ordered by t.
+    """
+
+    eps_id: str = Field(description="identifies the episode by its content, as trajectory_id does")
+    task_id: str
+    t: int = Field(description="number of the decision in its episode, from 0 without gaps")
+    obs: list[float] = Field(description="[D + A] what the policy saw")
+    new_obs: list[float] = Field(
+        description="[D + A] what it saw next; after the last row of an episode zeros, with only ABORT in the mask"
+    )
+    actions: int = Field(description="column of the mask that was done")
+    rewards: float = Field(description="rewards_raw scaled, for training")
+    rewards_raw: float = Field(description="the reward of `cortex.reward`; the episode's end adds to its last row")
+    terminateds: bool = Field(description="true in the last row of an episode that ended")
+    truncateds: bool = Field(description="true in the last row of an episode whose log was cut before its end")
+    action_prob: float | None = Field(None, description="probability with which it was done; null = unknown")
+    behavior: list[float] | None = Field(None, description="[A] the behavior policy's probabilities; null = unknown")
+    return_to_go: float = Field(description="sum of rewards_raw from here on; of a cut log, up to the cut")
+    policy_hash: str | None = Field(None, description="identifies the behavior policy")
+    source: str = Field(description="format of the log that it comes from")
 
 
 class QuarantineRow(_Row):
@@ -410,3 +438,35 @@ was made from, right or not and refuted by the verifier or not. attempt: number 
 quote_usd: worst-case price before the call. verifier_cost_usd: null = never verified; then verifier_passed is null
 too, which else means that the verifier gave no verdict.
 """
+
+N_TRANSITION_FEATURES, N_TRANSITION_ACTIONS = 33, 6
+"""D and A of the Cortex: as `cortex.state.N_FEATURES` and `cortex.actions.N_ACTIONS`."""
+
+
+def transition_schema(n_features: int, n_actions: int) -> pa.Schema:
+    """Return the columns of transitions for states of D features and A actions."""
+    observation = pa.list_(pa.field("item", pa.float32(), nullable=False), n_features + n_actions)
+    probabilities = pa.list_(pa.field("item", pa.float64(), nullable=False), n_actions)
+    return pa.schema(
+        [
+            _required("eps_id", pa.string()),
+            _required("task_id", pa.string()),
+            _required("t", pa.int64()),
+            _required("obs", observation),
+            _required("new_obs", observation),
+            _required("actions", pa.int64()),
+            _required("rewards", pa.float32()),
+            _required("rewards_raw", pa.float64()),
+            _required("terminateds", pa.bool_()),
+            _required("truncateds", pa.bool_()),
+            pa.field("action_prob", pa.float64()),
+            pa.field("behavior", probabilities),
+            _required("return_to_go", pa.float64()),
+            pa.field("policy_hash", pa.string()),
+            _required("source", pa.string()),
+        ]
+    )
+
+
+TRANSITION_SCHEMA = transition_schema(N_TRANSITION_FEATURES, N_TRANSITION_ACTIONS)
+"""One row for each decision; rows of an episode stand together, ordered by t."""

@@ -34,7 +34,7 @@ from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
 _READERS = 16
 
-STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert")
+STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert", "decisions", "dataset")
 STAGE_FOLDERS = {
     "execute": ("logs", "episodes", "rejected"),
     "ingest": ("trajectories", "quarantine"),
@@ -43,6 +43,8 @@ STAGE_FOLDERS = {
     "export": ("exports",),
     "report": ("report",),
     "convert": ("atif",),
+    "decisions": ("decisions", "refused"),
+    "dataset": ("transitions",),
 }
 
 
@@ -286,7 +288,9 @@ def add_counts(manifests: Any) -> dict[str, int]:
 
 
 def check_conserved(report: StageReport) -> None:
-    """Check rows_in = rows_out + rejected + duplicates.
+    """Check rows_in = rows_out + rejected + duplicates + excluded.
+
+    Rejected rows are damaged; excluded ones are sound, but not what the stage is for.
 
     Raises:
         ConservationError: a row was lost or doubled.
@@ -294,12 +298,10 @@ def check_conserved(report: StageReport) -> None:
     counts = report.counts
     if "rows_in" not in counts:
         return
-    accounted = counts.get("rows_out", 0) + counts.get("rejected", 0) + counts.get("duplicates", 0)
-    if counts["rows_in"] != accounted:
-        raise ConservationError(
-            f"{report.name}: rows_in {counts['rows_in']} ≠ rows_out {counts.get('rows_out', 0)} + rejected "
-            f"{counts.get('rejected', 0)} + duplicates {counts.get('duplicates', 0)}"
-        )
+    fates = {name: counts.get(name, 0) for name in ("rows_out", "rejected", "duplicates", "excluded")}
+    if counts["rows_in"] != sum(fates.values()):
+        told = " + ".join(f"{name} {count}" for name, count in fates.items())
+        raise ConservationError(f"{report.name}: rows_in {counts['rows_in']} ≠ {told}")
 
 
 def write_run_record(run: str, config: Mapping[str, Any], reports: Sequence[StageReport]) -> dict[str, Any]:
