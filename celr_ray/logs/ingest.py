@@ -5,7 +5,6 @@ One pass: cut into values, parse, normalise, score, write. Quarantine is written
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from celr_ray.logs.base import ParsedMessage, ParsedRun, SourceContext
 from celr_ray.logs.columns import TableBuilder
 from celr_ray.logs.framing import FileRange, LineCounter, Value, iter_values
 from celr_ray.logs.planning import make_plan
+from celr_ray.logs.quarantine import Quarantine, number_lines, read_rejected
 from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.redact import redact_row, redact_text
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -38,10 +38,6 @@ from celr_ray.stage import (
     run_stage,
 )
 from celr_ray.training.scorer import score_table
-
-_RAW_LIMIT = 64 * 1024
-_REDACTED_BEYOND = 16 * 1024
-"""Bytes beyond the limit that are redacted before the cut, so that no secret is cut first and then missed."""
 
 _OPTIONAL_COLUMNS = ("model", "prompt", "success", "cost_usd", "budget_limit_usd", "duration_s", "n_retries")
 
@@ -71,7 +67,7 @@ class _UnitReader:
         self._config = config
         self._task_texts = task_texts
         self.builder = TableBuilder(n_buckets)
-        self.rejected: list[QuarantineRow] = []
+        self.rejected = Quarantine(redact=config.redact)
         self.redacted: Counter[str] = Counter()
         self.n_lines: list[int] = []
         self.rows_in = 0
@@ -85,7 +81,7 @@ class _UnitReader:
         for value in iter_values(part, self._config.max_record_bytes, counter):
             if value.damage is not None:
                 self.rows_in += 1
-                self._reject(part.uri, value.offset, counter.line, None, value.damage, value.raw, value.n_bytes)
+                self.rejected.reject(part.uri, value.offset, counter.line, None, value.damage, value.raw, value.n_bytes)
                 continue
             self._read_value(part.uri, value, counter.line, reader, context)
         self.n_lines.append(counter.line)
@@ -95,16 +91,12 @@ class _UnitReader:
             items = reader.read(value.raw, context)
         except RecordError as error:
             self.rows_in += 1
-            self._reject(uri, value.offset, line, None, str(error), value.raw, value.n_bytes)
+            self.rejected.reject(uri, value.offset, line, None, str(error), value.raw, value.n_bytes)
             return
         self.rows_in += len(items)
         for name, item in items:
             if isinstance(item.result, RecordError):
-                container = bytes(value.raw)
-                inner = max(container.find(item.raw), 0)
-                inner_line = line + container.count(b"\n", 0, inner)
-                reason = str(item.result)
-                self._reject(uri, value.offset + inner, inner_line, item.position, reason, item.raw, len(item.raw))
+                self.rejected.reject_item(uri, value, line, item)
                 continue
             if self._config.redact:
                 self._redact_run(item.result)
@@ -122,25 +114,6 @@ class _UnitReader:
         row, found = redact_row({"prompt": run.prompt, "messages": [message._asdict() for message in run.messages]})
         run.prompt, run.messages = row["prompt"], [ParsedMessage(**message) for message in row["messages"]]
         self.redacted.update(found)
-
-    def _redact_text(self, text: str) -> str:
-        text, found = redact_text(text)
-        self.redacted.update(found)
-        return text
-
-    def _reject(
-        self, uri: str, offset: int, line: int, index: int | None, reason: str, raw: bytes | memoryview, n_bytes: int
-    ) -> None:
-        raw = bytes(raw[: _RAW_LIMIT + _REDACTED_BEYOND])
-        text = raw[:_RAW_LIMIT].decode("utf-8", errors="backslashreplace")
-        if self._config.redact:
-            more = raw.decode("utf-8", errors="backslashreplace")
-            text, reason = self._redact_text(more)[:_RAW_LIMIT], self._redact_text(reason)
-        self.rejected.append(
-            QuarantineRow(
-                file=uri, offset=offset, line=line, index=index, reason=reason[:500], raw=text, raw_bytes=n_bytes
-            )
-        )
 
 
 def _count_missing(table: pa.Table) -> dict[str, dict[str, int]]:
@@ -167,18 +140,16 @@ def ingest_unit(unit: Unit, *, ingest: dict[str, Any], score: dict[str, Any]) ->
             reader.read_range(FileRange(**part))
         table, row_groups = reader.builder.build()
     table = score_table(table, ScoreConfig(**score))
-    if reader.rejected:
-        storage.write_bytes(storage.join(run, "quarantine", part_name(index, "jsonl")), _dump_rows(reader.rejected))
+    reader.rejected.write(run, "quarantine", index)
     storage.write_parquet(storage.join(run, "trajectories", part_name(index)), table, [size for _, size in row_groups])
     return {
         "rows_in": reader.rows_in,
         "rows_out": reader.rows_out,
-        "rejected": len(reader.rejected),
+        **reader.rejected.describe(),
         "row_groups": row_groups,
         "n_lines": reader.n_lines,
-        "rejected_lines": [row.line for row in reader.rejected],
         "score": score,
-        "redacted": dict(sorted(reader.redacted.items())),
+        "redacted": dict(sorted((reader.redacted + reader.rejected.redacted).items())),
         **_count_missing(table),
     }
 
@@ -221,34 +192,10 @@ def run_ingest(
     factory = partial(_make_ingest_unit, dict(plan.settings["ingest"]), score.model_dump())
     on_ray = uses_ray(runtime, is_large=total_bytes > 256 * 2**20) if on_ray is None else on_ray
     report = run_stage(run, plan, Work(factory), runtime, on_ray=on_ray, overwrite=overwrite)
-    _number_quarantine_lines(run, plan.units)
+    number_lines(run, "ingest", "quarantine", plan.units)
     if report.units_run and (changed := warn_of_changes(plan.settings["inputs"])):
         report.counts["inputs_changed"] = changed
     return report
-
-
-def _number_quarantine_lines(run: str, units: Sequence[Unit]) -> None:
-    """Turn the line numbers of rejected records from counts within a byte range into counts within the file.
-
-    A unit cannot know how many lines stand before its range, and to count them there would make ingest quadratic. The
-    numbers are made from the manifests, so that doing it again changes nothing.
-    """
-    manifests = read_manifests(run, "ingest")
-    lines_before: Counter[str] = Counter()
-    for index, unit in enumerate(units):
-        manifest = manifests[index]
-        if any(lines_before[part["uri"]] for part in unit["ranges"]) and manifest["rejected"]:
-            uri = storage.join(run, "quarantine", part_name(index, "jsonl"))
-            rows = [QuarantineRow(**json.loads(text)) for text in storage.read_bytes(uri).splitlines()]
-            for row, line in zip(rows, manifest["rejected_lines"], strict=True):
-                row.line = line + lines_before[row.file]
-            storage.write_bytes(uri, _dump_rows(rows))
-        for part, n_lines in zip(unit["ranges"], manifest["n_lines"], strict=True):
-            lines_before[part["uri"]] += n_lines
-
-
-def _dump_rows(rows: Sequence[QuarantineRow]) -> bytes:
-    return "".join(row.model_dump_json() + "\n" for row in rows).encode()
 
 
 def warn_of_changes(planned: Mapping[str, Sequence[int]]) -> int:
@@ -289,8 +236,4 @@ def describe_lacks() -> dict[str, tuple[str, ...]]:
 
 def read_quarantine(run: str) -> list[QuarantineRow]:
     """Return all rejected records of a run, in the order of their units."""
-    rows = []
-    for file in storage.list_files(storage.join(run, "quarantine")):
-        lines = storage.read_bytes(file.uri).splitlines()
-        rows += [QuarantineRow(**json.loads(line)) for line in lines]
-    return rows
+    return read_rejected(run, "quarantine")
