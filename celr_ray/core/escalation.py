@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from celr_ray.cortex.actions import N_ACTIONS, Action, BoolArray, FloatArray, IntArray
 from celr_ray.cortex.state import FEATURE_INDEX, SCHEMA_HASH
 
-__all__ = ["AlwaysCheap", "AlwaysStrong", "EscalationConfig", "HeuristicPolicy", "choose_target", "one_hot"]
+__all__ = [
+    "AlwaysCheap",
+    "AlwaysStrong",
+    "EscalationConfig",
+    "HeuristicPolicy",
+    "apply_rules",
+    "choose_target",
+    "one_hot",
+]
 
 
 class EscalationConfig(BaseModel):
@@ -63,7 +71,7 @@ def one_hot(actions: IntArray) -> FloatArray:
     return probabilities
 
 
-def _apply_rules(rules: list[tuple[BoolArray, Action]], mask: BoolArray) -> FloatArray:
+def apply_rules(rules: list[tuple[BoolArray, Action]], mask: BoolArray) -> FloatArray:
     """Take for each state the first rule that holds and whose action its mask allows; ABORT where none does."""
     chosen = np.full(len(mask), int(Action.ABORT))
     is_open = np.ones(len(mask), dtype=bool)
@@ -107,7 +115,7 @@ class HeuristicPolicy:
             (failed & (retries > config.abort_retries), Action.ABORT),
             (failed, Action.RECURSE),
         ]
-        return _apply_rules(rules, mask)
+        return apply_rules(rules, mask)
 
 
 class _OneAnswer:
@@ -122,7 +130,7 @@ class _OneAnswer:
     def probabilities(self, obs: FloatArray, mask: BoolArray) -> FloatArray:
         """Return the choice as probabilities [K, A] for states [K, D] and masks [K, A]."""
         answered = obs[:, FEATURE_INDEX["has_answer"]] > 0.5
-        return _apply_rules([(answered, Action.STOP), (~answered, Action.RECURSE)], mask)
+        return apply_rules([(answered, Action.STOP), (~answered, Action.RECURSE)], mask)
 
 
 class AlwaysCheap(_OneAnswer):

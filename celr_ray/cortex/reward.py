@@ -17,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from celr_ray.cortex.actions import FloatArray
 
-__all__ = ["FAILURE_PENALTY", "UNSAFE_PENALTY", "final_reward", "step_reward", "total_reward"]
+__all__ = ["FAILURE_PENALTY", "REWARD_SCALE", "UNSAFE_PENALTY", "final_reward", "step_reward", "total_reward"]
 
 UNSAFE_PENALTY = 100.0
 FAILURE_PENALTY = 100.0
+REWARD_SCALE = 0.01
+"""Trainers learn from rewards times this: near −1 to 1 instead of −100 to 2."""
 
 
 def step_reward(cost_share: ArrayLike, time_share: ArrayLike) -> FloatArray:
