@@ -17,6 +17,7 @@ __all__ = [
     "BankBuildJob",
     "BankConfig",
     "ConvertJob",
+    "DatasetConfig",
     "ExecuteConfig",
     "ExecuteJob",
     "ExportConfig",
@@ -205,6 +206,36 @@ class ExecuteConfig(Section):
     )
     limits: Limits = Field(default_factory=Limits, description="caps that no policy can pass")
     escalation: EscalationConfig = Field(default_factory=EscalationConfig, description="thresholds of the heuristic")
+
+
+class DatasetConfig(Section):
+    """How logs become the transitions that a policy of the Cortex is trained on."""
+
+    validation_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share of tasks (never of single rows) that go to the validation split"
+    )
+    seed: int = Field(0, ge=0, description="of the split of tasks and of the order of episodes")
+    foreign: Literal["map", "refuse"] = Field(
+        "map", description="logs without decisions: map what they show onto the six actions, or leave them out"
+    )
+    tiers: list[str] = Field(
+        default_factory=list,
+        description="logs without decisions: the models of the ladder as the logs name them, weak to strong; none = "
+        "each run's model is a ladder of its own",
+    )
+    default_budget_usd: float | None = Field(
+        None, gt=0, description="logs without decisions: budget of runs whose log has none, US$; null = cost counts 0"
+    )
+    default_time_limit_s: float | None = Field(
+        None, gt=0, description="logs without decisions: time limit of the runs, seconds; null = time counts 0"
+    )
+    monitor_rules: Uri | None = Field(
+        None, description="logs without decisions: YAML rules of what is unsafe; null = the packaged ones"
+    )
+    limits: Limits = Field(default_factory=Limits, description="logs without decisions: the caps of their episodes")
+    n_buckets: int | None = Field(
+        None, ge=1, le=65536, description="parts that the transitions are written in; null = from the input size"
+    )
 
 
 class RuntimeConfig(Section):

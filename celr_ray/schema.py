@@ -215,7 +215,7 @@ class Transition(_Row):
     terminateds: bool = Field(description="true in the last row of an episode that ended")
     truncateds: bool = Field(description="true in the last row of an episode whose log was cut before its end")
     action_prob: float | None = Field(None, description="probability with which it was done; null = unknown")
-    behavior: list[float] | None = Field(None, description="[A] the behavior policy's probabilities; null = unknown")
+    behavior: list[float | None] = Field(description="[A] the behavior policy's probabilities; all null = unknown")
     return_to_go: float = Field(description="sum of rewards_raw from here on; of a cut log, up to the cut")
     policy_hash: str | None = Field(None, description="identifies the behavior policy")
     source: str = Field(description="format of the log that it comes from")
@@ -446,7 +446,7 @@ N_TRANSITION_FEATURES, N_TRANSITION_ACTIONS = 33, 6
 def transition_schema(n_features: int, n_actions: int) -> pa.Schema:
     """Return the columns of transitions for states of D features and A actions."""
     observation = pa.list_(pa.field("item", pa.float32(), nullable=False), n_features + n_actions)
-    probabilities = pa.list_(pa.field("item", pa.float64(), nullable=False), n_actions)
+    probabilities = pa.list_(pa.float64(), n_actions)  # nulls inside: Arrow cannot read back a fixed-size list of null
     return pa.schema(
         [
             _required("eps_id", pa.string()),
@@ -460,7 +460,7 @@ def transition_schema(n_features: int, n_actions: int) -> pa.Schema:
             _required("terminateds", pa.bool_()),
             _required("truncateds", pa.bool_()),
             pa.field("action_prob", pa.float64()),
-            pa.field("behavior", probabilities),
+            _required("behavior", probabilities),
             _required("return_to_go", pa.float64()),
             pa.field("policy_hash", pa.string()),
             _required("source", pa.string()),
