@@ -11,7 +11,7 @@ strong has APGR ½ and CPT(x) = x; a router below that line has less, as no conc
 The envelope picks its best policies on the same tasks, so it flatters families of many policies; hold that against
 APGR, not against PGR, which is one policy's own.
 
-Intervals are percentile bootstraps over tasks, so of all replays of a task together. They describe; they decide nothing.
+Intervals are percentile bootstraps over tasks, all replays of a task together. They describe; they decide nothing.
 
 Source: Ong et al. (2024), RouteLLM, arXiv 2406.18665, section 3; the linear curve as in its evaluation code.
 """
@@ -137,17 +137,13 @@ def measure_curve(
             "dearer"
         )
     resampled = [_measure(c, s, *ends) for c, s in _resample(cost, success, draws, seed)]
-    found = np.array([x for x in resampled if x is not None])
-    lost = 1 - len(found) / draws
-    metrics = [
-        Metric(
-            float(value), *_bound(found[:, column] if len(found) else np.empty(0), draws, alpha), cost.shape[1], lost
-        )
-        for column, value in enumerate(figures)
-    ]
-    return CurveMetrics(
-        tuple((float(c), float(s)) for c, s in curve), *metrics[:4], pgr=dict(zip(names, metrics[4:], strict=True))
+    found = np.array([x for x in resampled if x is not None]).reshape(-1, len(figures))
+    n, lost = cost.shape[1], 1 - len(found) / draws
+    area, apgr, cpt50, cpt80, *pgr = (
+        Metric(float(value), *_bound(found[:, column], draws, alpha), n, lost) for column, value in enumerate(figures)
     )
+    vertices = tuple((float(c), float(s)) for c, s in curve)
+    return CurveMetrics(vertices, area, apgr, cpt50, cpt80, dict(zip(names, pgr, strict=True)))
 
 
 def bootstrap_mean(values: FloatArray, *, alpha: float = 0.05, draws: int = 2_000, seed: int = 0) -> Metric:

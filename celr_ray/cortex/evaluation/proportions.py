@@ -120,8 +120,8 @@ def tango_interval(b: int, c: int, n: int, alpha: float = 0.05) -> Interval:
     def excess(difference: float, bound: float) -> float:
         return float(tango_scores(b, c, n, -difference)) - bound
 
-    low = -1.0 if c == n else float(brentq(excess, -1 + _EDGE, value, args=(z,)))
-    high = 1.0 if b == n else float(brentq(excess, value, 1 - _EDGE, args=(-z,)))
+    low = -1.0 if c == n else float(brentq(excess, -1 + _EDGE, min(value, 1 - _EDGE), args=(z,)))
+    high = 1.0 if b == n else float(brentq(excess, max(value, -1 + _EDGE), 1 - _EDGE, args=(-z,)))
     return Interval(value, low, high, n, p_value)
 
 
