@@ -202,12 +202,29 @@ def make_bank(
     Raises:
         InputError: the rows are not what a bank holds; the message says which.
     """
-    tasks = tasks.cast(BANK_TASK_SCHEMA).sort_by("task_id").combine_chunks()
-    attempts = attempts.cast(BANK_ATTEMPT_SCHEMA).sort_by([(name, "ascending") for name in _ATTEMPT_ORDER])
-    attempts = attempts.combine_chunks()
+    tasks = _cast(tasks, BANK_TASK_SCHEMA, "task").sort_by("task_id").combine_chunks()
+    order = [(name, "ascending") for name in _ATTEMPT_ORDER]
+    attempts = _cast(attempts, BANK_ATTEMPT_SCHEMA, "an attempt on").sort_by(order).combine_chunks()
     _check(tiers, tasks, attempts)
     priced = tuple(_price(tier, attempts) for tier in tiers)
     return Bank(priced, tasks, attempts, _hash_content(priced, tasks, attempts), notes or {})
+
+
+def _cast(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """Return a table in the bank's columns.
+
+    Raises:
+        InputError: a column is missing, unknown or of another type, or a value is.
+    """
+    if odd := sorted(set(table.column_names) ^ set(schema.names)):
+        raise InputError(f"not the columns of a bank: {', '.join(odd)} are missing or unknown")
+    for column in schema:
+        if not column.nullable:
+            _refuse(pc.is_null(table[column.name]), table, what, f"has no {column.name}")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+        raise InputError(f"not the columns of a bank: {error}") from error
 
 
 def _price(tier: BankTier, attempts: pa.Table) -> BankTier:
@@ -225,9 +242,6 @@ def _check(tiers: Sequence[BankTier], tasks: pa.Table, attempts: pa.Table) -> No
     for table, what in ((tasks, "task"), (attempts, "attempt")):
         if not table.num_rows:
             raise InputError(f"a bank needs at least one {what}")
-        for column in table.schema:
-            if not column.nullable:
-                _refuse(pc.is_null(table[column.name]), table, what, f"has no {column.name}")
     ids = tasks["task_id"].to_pylist()
     if len(set(ids)) != len(ids):
         twice = next(a for a, b in pairwise(ids) if a == b)
@@ -333,11 +347,7 @@ def load_bank(uri: str) -> Bank:
 
 
 def _read_table(uri: str, schema: pa.Schema) -> pa.Table:
-    table = storage.read_parquet(uri)
-    if set(table.column_names) != set(schema.names):
-        odd = sorted(set(table.column_names) ^ set(schema.names))
-        raise InputError(f"{uri} has not the columns of a bank: {', '.join(odd)} are missing or unknown")
     try:
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise InputError(f"{uri} has not the columns of a bank: {error}") from error
+        return _cast(storage.read_parquet(uri), schema, "row of")
+    except InputError as error:
+        raise InputError(f"{uri}: {error}") from error
