@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celr_ray.cortex.policy import MetaPolicy
     from celr_ray.cortex.state import StateExtractor
-    from celr_ray.tables import read_judgments, read_pairs, read_trajectories
+    from celr_ray.tables import read_judgments, read_pairs, read_trajectories, read_transitions
     from celr_ray.training.data_generator import PreferencePairGenerator
     from celr_ray.training.pipeline import TrainingPipeline, TrainingReport
     from celr_ray.training.scorer import TrajectoryScorer
@@ -29,6 +29,7 @@ __all__ = [
     "read_judgments",
     "read_pairs",
     "read_trajectories",
+    "read_transitions",
 ]
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "read_judgments": "celr_ray.tables",
     "read_pairs": "celr_ray.tables",
     "read_trajectories": "celr_ray.tables",
+    "read_transitions": "celr_ray.tables",
 }
 
 

@@ -51,3 +51,16 @@ def read_pairs(uri: str) -> Dataset:
         InputError: there are none.
     """
     return _read(uri, "pairs")
+
+
+def read_transitions(uri: str, split: str = "train") -> Dataset:
+    """Read the transitions of a dataset (columns: `schema.Transition`); `cortex.transitions` reads them without Ray.
+
+    Args:
+        uri: run folder of a dataset, or a folder of Parquet parts.
+        split: `train` or `validation`.
+
+    Raises:
+        InputError: there are none.
+    """
+    return _read(uri, storage.join("transitions", split))

@@ -48,6 +48,11 @@ def task_texts_uri(run: str) -> str:
 
 
 def make_trajectory_id(raw: bytes | memoryview, run: ParsedRun) -> str:
+    """Return the id of a run that was read from a record's bytes; see `make_record_id`."""
+    return make_record_id(raw, run.task_id, run.model)
+
+
+def make_record_id(raw: bytes | memoryview, task_id: str, model: str | None) -> str:
     """Return 32 hex digits: the 128-bit XXH3 of the record's bytes, its task and its model.
 
     Equal for exact copies of a record in other files; different for two runs that differ anywhere: the chance that any
@@ -56,7 +61,7 @@ def make_trajectory_id(raw: bytes | memoryview, run: ParsedRun) -> str:
     duplicate).
     """
     digest = xxhash.xxh3_128(raw)
-    digest.update(f"\0{run.task_id}\0{run.model}".encode())
+    digest.update(f"\0{task_id}\0{model}".encode())
     return digest.hexdigest()
 
 
