@@ -1,0 +1,438 @@
+"""Masked BC, CQL and IQL as RLlib algorithms.
+
+    config = MaskedCQLConfig().transitions(ParquetSource("RUN")).training(alpha=0.5).debugging(seed=0)
+    algorithm = config.build_algo()
+    for _ in range(20):
+        result = algorithm.train()
+    weights = algorithm.export()
+
+`train()` is one iteration: `updates_per_iteration` minibatches. With `num_learners=0` no Ray cluster is needed.
+`save_to_path` and `from_checkpoint` work although there is no environment; RLlib's own versions reach for environment
+runners that an offline algorithm does not have. RLlib writes checkpoints as pickles: restore only what you wrote
+yourself. What is deployed is made by `export`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import LEARNER_RESULTS, LEARNER_UPDATE_TIMER, TIMERS
+
+from celr_ray.cortex.algorithms.columns import Facts
+from celr_ray.cortex.algorithms.export import Mlp, Weights, export_weights, forward, load_mlp
+from celr_ray.cortex.algorithms.feeding import MemorySource, Minibatch, Order, Source
+from celr_ray.cortex.algorithms.learner import BcLearner, CqlLearner, Feed, IqlLearner
+from celr_ray.cortex.algorithms.module import IqlModule, MaskedModule, PolicyModule, QModule
+from celr_ray.errors import PolicyError
+
+__all__ = [
+    "MaskedAlgorithm",
+    "MaskedBC",
+    "MaskedBCConfig",
+    "MaskedCQL",
+    "MaskedCQLConfig",
+    "MaskedConfig",
+    "MaskedIQL",
+    "MaskedIQLConfig",
+]
+
+_PROBE_ROWS = 4096
+
+
+class _NoOfflineData(OfflineData):
+    """Stands where RLlib would read a data set through Ray Data and build episode objects from it."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+class SharedSource:
+    """A `MemorySource` put into Ray's object store once, for Learners in other processes."""
+
+    def __init__(self, source: MemorySource) -> None:
+        """Share the source's columns."""
+        import ray
+
+        self.n_actions = source.n_actions
+        self._columns = ray.put(source.columns)
+
+    def look(self) -> Facts:
+        """Check and measure all rows."""
+        return self._open().look()
+
+    def minibatches(self, order: Order) -> Iterator[Minibatch]:
+        """Yield minibatches without end; the columns are not copied."""
+        yield from self._open().minibatches(order)
+
+    def _open(self) -> MemorySource:
+        import ray
+
+        return MemorySource(ray.get(self._columns), self.n_actions)
+
+
+class MaskedConfig(AlgorithmConfig):
+    """What the three configs share; the defaults suit some thousands to millions of short episodes.
+
+    Attributes:
+        hidden: sizes of the hidden layers.
+        updates_per_iteration: minibatches of one `train()`.
+        gamma: discount; 1, because episodes end.
+        lr: learning rate of Adam.
+        train_batch_size_per_learner: rows of a minibatch.
+    """
+
+    module_class: type[MaskedModule]
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        """Set the defaults."""
+        super().__init__(algo_class=algo_class)
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.framework("torch")
+        self.log_level = "ERROR"
+        self.input_ = "transitions"
+        self.offline_data_class = _NoOfflineData
+        self._is_online = False
+        self.hidden: Sequence[int] = (128, 128)
+        self.updates_per_iteration = 200
+        self.source: Source | None = None
+        self.facts: Facts | None = None
+        self.initial: Mlp | None = None
+        self.gamma = 1.0
+        self.lr = 1e-3
+        self.train_batch_size_per_learner = 1024
+
+    def transitions(self, source: Source, facts: Facts | None = None) -> Self:
+        """Take the training data, and look through them once.
+
+        Args:
+            source: where they come from.
+            facts: what an earlier look at the same source gave, to be spared another.
+
+        Raises:
+            PolicyError: there are none, or they cannot be trained on.
+        """
+        self.source = source
+        self.facts = facts or source.look()
+        width = self.facts.n_features + self.facts.n_actions
+        self.environment(
+            observation_space=gym.spaces.Box(-np.inf, np.inf, (width,), np.float32),
+            action_space=gym.spaces.Discrete(self.facts.n_actions),
+        )
+        return self
+
+    def warm_start(self, mlp: Mlp) -> Self:
+        """Start from a trained policy network, with its standardisation; its sizes become `hidden`.
+
+        BC and IQL start with its logits. CQL starts with them scaled to the spread of the rewards, so its first greedy
+        decisions are those of the policy, and its first values have the right size.
+        """
+        self.initial = mlp
+        self.hidden = tuple(len(bias) for _, bias in mlp.layers[:-1])
+        return self
+
+    def validate(self) -> None:
+        """Check values.
+
+        Raises:
+            PolicyError: there are no transitions, or a value is out of range.
+        """
+        if self.facts is None:
+            raise PolicyError("the algorithm has no transitions: call config.transitions(source) first")
+        for name in ("ray.rllib", "ray.tune"):  # RLlib warns of its own defaults
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._check("gamma", self.gamma, 0, 1)
+        self._check("lr", self.lr, 0, 1)
+        self._check("updates_per_iteration", self.updates_per_iteration, 1)
+        self._check("train_batch_size_per_learner", self.train_batch_size_per_learner, 1)
+        super().validate()
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Return what builds the networks."""
+        return RLModuleSpec(module_class=self.module_class, model_config=self.model_settings())
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the settings of the networks."""
+        if self.facts is None:
+            return {}
+        standard = self.initial if self.initial is not None else self.facts
+        return {"hidden": list(self.hidden), "mean": standard.mean.tolist(), "scale": standard.scale.tolist()}
+
+    def _check(self, name: str, value: float, low: float, high: float = np.inf) -> None:
+        if not low <= value <= high:
+            raise PolicyError(f"{name} is {value}, not within {low} and {high}")
+
+
+def _check_room(config: Any) -> None:
+    """Refuse Learners that no cluster of this size can hold; RLlib would wait for ever and say nothing.
+
+    Raises:
+        PolicyError: it is so.
+    """
+    if not config.num_learners:
+        return
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else 0
+    if cpus < config.num_learners:
+        raise PolicyError(
+            f"{config.num_learners} Learners need as many CPUs, the Ray cluster has {cpus:g}. Use fewer Learners, or "
+            "connect to a larger cluster before (celr_ray.runtime.connect)"
+        )
+
+
+class MaskedAlgorithm(Algorithm):
+    """What the three algorithms share."""
+
+    decider = "policy"
+    """Name of the network that decides."""
+
+    def setup(self, config: Any) -> None:
+        """Build Learners and networks, and load the weights of a warm start.
+
+        Raises:
+            PolicyError: the cluster has too few CPUs for the Learners.
+        """
+        _check_room(self.config)
+        super().setup(config)
+        self._feeds: list[Feed] | None = None
+        if self.config.initial is not None:
+            self._set_module_state(self._initial_state(self.config.initial))
+
+    def training_step(self) -> None:
+        """Train on `updates_per_iteration` minibatches."""
+        if self._feeds is None:
+            self._feeds = self._make_feeds()
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self.learner_group.update(
+                training_data=TrainingData(data_iterators=self._feeds),
+                num_iters=self.config.updates_per_iteration,
+                minibatch_size=self.config.train_batch_size_per_learner,
+                timesteps={},
+            )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def export(self) -> Weights:
+        """Return the network that decides, as numpy arrays.
+
+        Raises:
+            PolicyError: it has weights that are not finite.
+        """
+        return export_weights(self._get_module_state(), self.decider)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str, filesystem: Any = None, *, transitions: Source | None = None, **kwargs: Any
+    ) -> MaskedAlgorithm:
+        """Return a saved algorithm.
+
+        Args:
+            path: what `save_to_path` returned.
+            filesystem: of pyarrow, if it cannot be told from `path`.
+            transitions: the same data as before, where they were in memory.
+            kwargs: RLlib's.
+        """
+        algorithm: MaskedAlgorithm = super().from_checkpoint(path, filesystem, **kwargs)
+        if transitions is not None:
+            algorithm._feeds = algorithm._make_feeds(transitions)
+        return algorithm
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over a checkpoint; RLlib's version then reaches for environment runners, and there are none."""
+        Checkpointable.restore_from_path(self, path, *args, **kwargs)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state; here too RLlib's version needs environment runners."""
+        if COMPONENT_LEARNER_GROUP in state:
+            self.learner_group.set_state(state[COMPONENT_LEARNER_GROUP])
+        super().set_state({name: value for name, value in state.items() if name != COMPONENT_LEARNER_GROUP})
+
+    def _make_feeds(self, source: Source | None = None) -> list[Feed]:
+        source = source or self.config.source
+        n_learners = max(1, self.config.num_learners)
+        if self.config.num_learners and isinstance(source, MemorySource):
+            source = SharedSource(source)
+        return [Feed(source, shard, n_learners) for shard in range(n_learners)]
+
+    def _initial_state(self, mlp: Mlp) -> dict[str, Any]:
+        return load_mlp(self.decider, mlp, self._sizes())
+
+    def _sizes(self) -> list[int]:
+        facts = self.config.facts
+        return [facts.n_features, *self.config.hidden, facts.n_actions]
+
+    def _get_module_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.learner_group.get_weights([DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]
+        return state
+
+    def _set_module_state(self, changed: dict[str, Any]) -> None:
+        state = {**self._get_module_state(), **changed}
+        self.learner_group.set_state({COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: state}}})
+
+
+class MaskedBC(MaskedAlgorithm):
+    """Behavior cloning."""
+
+    @classmethod
+    def get_default_config(cls) -> MaskedBCConfig:
+        """Return the default config."""
+        return MaskedBCConfig()
+
+
+class MaskedBCConfig(MaskedConfig):
+    """Config of behavior cloning."""
+
+    module_class = PolicyModule
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        """Set the defaults."""
+        super().__init__(algo_class or MaskedBC)
+
+    def get_default_learner_class(self) -> type[BcLearner]:
+        """Return the Learner."""
+        return BcLearner
+
+
+class MaskedCQL(MaskedAlgorithm):
+    """Conservative Q-learning, CQL(H)."""
+
+    decider = "q"
+
+    @classmethod
+    def get_default_config(cls) -> MaskedCQLConfig:
+        """Return the default config."""
+        return MaskedCQLConfig()
+
+    def _initial_state(self, mlp: Mlp) -> dict[str, Any]:
+        state = load_mlp("q", mlp, self._sizes(), self._q_per_logit(mlp))
+        return {**state, **{f"target_{name}": value for name, value in state.items() if name.startswith("q.")}}
+
+    def _q_per_logit(self, mlp: Mlp) -> float:
+        """Return the factor that brings logits to the spread of the rewards."""
+        rows = next(self.config.source.minibatches(Order(_PROBE_ROWS, self.config.seed or 0, columns=("obs",))))
+        obs = rows["obs"].numpy()
+        n_features = self.config.facts.n_features
+        logits = forward(mlp, obs[:, :n_features])[obs[:, n_features:] > 0]
+        spread = float(logits.std())
+        return float(self.config.facts.reward_scale) / spread if spread > 0 else 1.0
+
+
+class MaskedCQLConfig(MaskedConfig):
+    """Config of CQL(H).
+
+    Attributes:
+        alpha: weight of the conservative term; 0 trusts Q everywhere, large values clone the behavior.
+        tau: how far the target network moves in a step.
+        double_q: the online network chooses the next action, the target network values it.
+    """
+
+    module_class = QModule
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        """Set the defaults."""
+        super().__init__(algo_class or MaskedCQL)
+        self.alpha = 0.1
+        self.tau = 0.005
+        self.double_q = True
+
+    def training(
+        self, *, alpha: float | None = None, tau: float | None = None, double_q: bool | None = None, **kwargs: Any
+    ) -> Self:
+        """Set what CQL has of its own, and RLlib's `lr`, `gamma`, …"""
+        super().training(**kwargs)
+        self.alpha = self.alpha if alpha is None else alpha
+        self.tau = self.tau if tau is None else tau
+        self.double_q = self.double_q if double_q is None else double_q
+        return self
+
+    def validate(self) -> None:
+        """Check values."""
+        self._check("alpha", self.alpha, 0)
+        self._check("tau", self.tau, 0, 1)
+        super().validate()
+
+    def model_settings(self) -> dict[str, Any]:
+        """Add what the Q module needs."""
+        return {**super().model_settings(), "double_q": self.double_q}
+
+    def get_default_learner_class(self) -> type[CqlLearner]:
+        """Return the Learner."""
+        return CqlLearner
+
+
+class MaskedIQL(MaskedAlgorithm):
+    """Implicit Q-learning."""
+
+    @classmethod
+    def get_default_config(cls) -> MaskedIQLConfig:
+        """Return the default config."""
+        return MaskedIQLConfig()
+
+
+class MaskedIQLConfig(MaskedConfig):
+    """Config of IQL.
+
+    Attributes:
+        expectile: τ; .5 values the behavior policy, towards 1 the best that the data support.
+        beta: inverse temperature of the policy; 0 clones the behavior.
+        max_weight: limit of an advantage's weight.
+        tau: how far the target critics move in a step.
+        n_critics: critics of which the least counts.
+    """
+
+    module_class = IqlModule
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        """Set the defaults."""
+        super().__init__(algo_class or MaskedIQL)
+        self.expectile = 0.8
+        self.beta = 10.0
+        self.max_weight = 100.0
+        self.tau = 0.005
+        self.n_critics = 2
+
+    def training(
+        self,
+        *,
+        expectile: float | None = None,
+        beta: float | None = None,
+        max_weight: float | None = None,
+        tau: float | None = None,
+        n_critics: int | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Set what IQL has of its own, and RLlib's `lr`, `gamma`, …"""
+        super().training(**kwargs)
+        self.expectile = self.expectile if expectile is None else expectile
+        self.beta = self.beta if beta is None else beta
+        self.max_weight = self.max_weight if max_weight is None else max_weight
+        self.tau = self.tau if tau is None else tau
+        self.n_critics = self.n_critics if n_critics is None else n_critics
+        return self
+
+    def validate(self) -> None:
+        """Check values."""
+        self._check("expectile", self.expectile, 0.5, 1 - 1e-6)
+        self._check("beta", self.beta, 0)
+        self._check("max_weight", self.max_weight, 1)
+        self._check("tau", self.tau, 0, 1)
+        self._check("n_critics", self.n_critics, 1)
+        super().validate()
+
+    def model_settings(self) -> dict[str, Any]:
+        """Add what the IQL module needs."""
+        return {**super().model_settings(), "n_critics": self.n_critics}
+
+    def get_default_learner_class(self) -> type[IqlLearner]:
+        """Return the Learner."""
+        return IqlLearner
