@@ -7,6 +7,7 @@ An episode that has ended keeps its weight for later steps: its rewards there ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy as np
 from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
 from celr_ray.errors import PolicyError
 
-__all__ = ["LoggedEpisodes", "Weights", "compute_weights", "read_support"]
+__all__ = ["LoggedEpisodes", "Weights", "check_evaluation", "compute_weights", "join_logs", "read_support"]
+
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class LoggedEpisodes:
         reward: [N].
         terminated: [N] true at an episode's real end, false where the log was cut.
         behavior: [N, A] probabilities of the behavior policy, zero where masked.
+        task: [B] a number for each task; episodes of one task are no independent evidence, so intervals, bounds and
+            folds keep them together. None = every episode is a task of its own.
     """
 
     episode: IntArray
@@ -40,6 +45,7 @@ class LoggedEpisodes:
     reward: FloatArray
     terminated: BoolArray
     behavior: FloatArray
+    task: IntArray | None = None
 
     def __post_init__(self) -> None:
         """Check order, finiteness and that nothing masked was done.
@@ -55,17 +61,20 @@ class LoggedEpisodes:
         in_order = expected is not None and (self.t == expected).all()
         if not in_order or not (self.episode == np.cumsum(self.t == 0) - 1).all():
             raise PolicyError("decisions must be ordered by episode and time, episodes numbered from 0 without gaps")
-        rows = np.arange(n)
-        for name, bad in (
-            ("a reward that is not finite", ~np.isfinite(self.reward)),
-            ("an action that its own mask forbids", ~self.mask[rows, self.action]),
-            ("a probability of 0 for what was done", ~(self.behavior[rows, self.action] > 0)),
-        ):
-            if bad.any():
-                at = int(np.flatnonzero(bad)[0])
-                raise PolicyError(
-                    f"{int(bad.sum())} logged decisions have {name}, first episode {self.episode[at]} t {self.t[at]}"
-                )
+        if self.task is not None and len(self.task) != self.n_episodes:
+            raise PolicyError(f"{len(self.task)} task numbers for {self.n_episodes} episodes")
+        taken = self.behavior[np.arange(n), self.action]
+        self._refuse(~np.isfinite(self.reward), "a reward that is not finite")
+        self._refuse(~self.mask[np.arange(n), self.action], "an action that its own mask forbids")
+        self._refuse(~(taken > 0), "a probability of 0 for what was done")
+        self._refuse(~_is_distribution(self.behavior, self.mask), "behavior probabilities that are none under the mask")
+
+    def _refuse(self, bad: BoolArray, what: str) -> None:
+        """Raise PolicyError if any decision is bad."""
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            where = f"first episode {self.episode[at]} t {self.t[at]}"
+            raise PolicyError(f"{int(bad.sum())} logged decisions have {what}, {where}")
 
     @property
     def n_episodes(self) -> int:
@@ -76,6 +85,17 @@ class LoggedEpisodes:
     def horizon(self) -> int:
         """Return T, the decisions of the longest episode."""
         return int(self.t.max()) + 1
+
+    @property
+    def is_cut(self) -> BoolArray:
+        """Return [B] whether the log of an episode stops before its end: what it would have earned is unknown."""
+        last = np.append(self.t[1:] == 0, True)
+        return ~self.terminated[last]
+
+    @property
+    def tasks(self) -> IntArray:
+        """Return the task of each episode, [B]."""
+        return np.arange(self.n_episodes) if self.task is None else self.task
 
     def pad(self, values: FloatArray, fill: float = 0.0) -> FloatArray:
         """Return values [N] as [B, T], `fill` after an episode's end."""
@@ -89,8 +109,46 @@ class LoggedEpisodes:
         chosen[episodes] = True
         rows = np.flatnonzero(chosen[self.episode])
         number = np.cumsum(chosen) - 1
-        columns = {name: value[rows] for name, value in vars(self).items()}
-        return LoggedEpisodes(**{**columns, "episode": number[self.episode[rows]]})
+        columns = {name: value[rows] for name, value in vars(self).items() if name != "task"}
+        columns["episode"] = number[self.episode[rows]]
+        return LoggedEpisodes(**columns, task=None if self.task is None else self.task[chosen])
+
+
+def join_logs(parts: Sequence[LoggedEpisodes]) -> LoggedEpisodes:
+    """Return the episodes of several logs (at least one) as one; `task` stays None only if it is None in all."""
+    columns = {
+        name: np.concatenate([vars(part)[name] for part in parts])
+        for name in vars(parts[0])
+        if name not in ("episode", "task")
+    }
+    task = None if all(part.task is None for part in parts) else np.concatenate([part.tasks for part in parts])
+    return LoggedEpisodes(**columns, episode=np.cumsum(columns["t"] == 0) - 1, task=task)
+
+
+def _is_distribution(probabilities: FloatArray, mask: BoolArray) -> BoolArray:
+    """Return [N] whether a row is finite, not negative, sums to 1 and is zero where masked."""
+    is_number = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1)
+    sums_to_one = np.abs(probabilities.sum(axis=1) - 1) < _TOLERANCE
+    return np.asarray(is_number & sums_to_one & ~((probabilities > 0) & ~mask).any(axis=1))
+
+
+def check_evaluation(log: LoggedEpisodes, evaluation: FloatArray) -> None:
+    """Check the probabilities of a policy that is to be evaluated: [N, A], rows sum to 1, zero where masked.
+
+    A policy that wants what the mask forbids has weights that do not mean anything: its estimate would be of a policy
+    that cannot run.
+
+    Raises:
+        PolicyError: it is not so.
+    """
+    if evaluation.shape != log.mask.shape:
+        raise PolicyError(f"probabilities of shape {evaluation.shape} for decisions of shape {log.mask.shape}")
+    if not (good := _is_distribution(evaluation, log.mask)).all():
+        at = int(np.flatnonzero(~good)[0])
+        raise PolicyError(
+            f"the policy to evaluate gives no probabilities under the mask at {int((~good).sum())} decisions, first "
+            f"episode {log.episode[at]} t {log.t[at]}: {evaluation[at].tolist()} where {log.mask[at].tolist()} is allowed"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +180,11 @@ def compute_weights(log: LoggedEpisodes, evaluation: FloatArray) -> Weights:
     Args:
         log: the episodes.
         evaluation: [N, A] its probabilities in the logged states, zero where masked.
+
+    Raises:
+        PolicyError: they are none.
     """
+    check_evaluation(log, evaluation)
     rows = np.arange(len(log.action))
     ratio = evaluation[rows, log.action] / log.behavior[rows, log.action]
     cumulative: FloatArray = np.cumprod(log.pad(ratio, fill=1.0), axis=1, dtype=np.float64)
