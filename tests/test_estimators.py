@@ -201,6 +201,6 @@ def test_the_screens_bounds_hold_the_value():
     log = model_fail(2000, 9)
     found = screen(log, spread(np.array([0.5, 0.5]), log), (-1, 1))
     assert found.betting_low <= found.value_low < 0 < found.value_high
-    with pytest.raises(ValueError, match="leave the range"):
+    with pytest.raises(PolicyError, match="leave the range"):
         screen(log, log.behavior, (0, 1))
     assert BEHAVIOR.sum() == pytest.approx(1)

@@ -17,12 +17,22 @@ from numpy.typing import ArrayLike
 
 from celr_ray.cortex.actions import FloatArray
 
-__all__ = ["FAILURE_PENALTY", "REWARD_SCALE", "UNSAFE_PENALTY", "final_reward", "step_reward", "total_reward"]
+__all__ = [
+    "FAILURE_PENALTY",
+    "RETURN_RANGE",
+    "REWARD_SCALE",
+    "UNSAFE_PENALTY",
+    "final_reward",
+    "step_reward",
+    "total_reward",
+]
 
 UNSAFE_PENALTY = 100.0
 FAILURE_PENALTY = 100.0
 REWARD_SCALE = 0.01
 """Trainers learn from rewards times this: near −1 to 1 instead of −100 to 2."""
+RETURN_RANGE = (-2.0 - UNSAFE_PENALTY - FAILURE_PENALTY, 2.0)
+"""What the reward of an episode cannot leave: unsafe, failed, and all spent; or right, free and at once."""
 
 
 def step_reward(cost_share: ArrayLike, time_share: ArrayLike) -> FloatArray:

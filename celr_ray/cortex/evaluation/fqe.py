@@ -24,7 +24,7 @@ from functools import reduce
 
 import numpy as np
 
-from celr_ray.cortex.actions import FloatArray, IntArray
+from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes, check_evaluation
 
 __all__ = ["QFunction", "RegressionSums", "add_sums", "fit_q", "solve_q", "sum_regression"]
@@ -106,7 +106,7 @@ def sum_regression(
 
 
 def _sum_rows(
-    log: LoggedEpisodes, evaluation: FloatArray, design: FloatArray, has_next: FloatArray, is_used: FloatArray
+    log: LoggedEpisodes, evaluation: FloatArray, design: FloatArray, has_next: BoolArray, is_used: BoolArray
 ) -> RegressionSums:
     n_actions, width = evaluation.shape[1], design.shape[1]
     gram = np.zeros((n_actions, width, width))

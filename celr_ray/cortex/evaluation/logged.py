@@ -90,7 +90,7 @@ class LoggedEpisodes:
     def is_cut(self) -> BoolArray:
         """Return [B] whether the log of an episode stops before its end: what it would have earned is unknown."""
         last = np.append(self.t[1:] == 0, True)
-        return ~self.terminated[last]
+        return np.asarray(~self.terminated[last])
 
     @property
     def tasks(self) -> IntArray:
@@ -147,7 +147,7 @@ def check_evaluation(log: LoggedEpisodes, evaluation: FloatArray) -> None:
         at = int(np.flatnonzero(~good)[0])
         raise PolicyError(
             f"the policy to evaluate gives no probabilities under the mask at {int((~good).sum())} decisions, first "
-            f"episode {log.episode[at]} t {log.t[at]}: {evaluation[at].tolist()} where {log.mask[at].tolist()} is allowed"
+            f"episode {log.episode[at]} t {log.t[at]}: {evaluation[at].tolist()} under {log.mask[at].tolist()}"
         )
 
 
