@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from celr_ray.errors import PolicyError
 
-__all__ = ["ACTIONS", "ATTEMPTS", "N_ACTIONS", "Action", "check_allowed"]
+__all__ = ["ACTIONS", "ATTEMPTS", "MASK_VERSION", "N_ACTIONS", "Action", "check_allowed"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +40,10 @@ class Action(IntEnum):
 N_ACTIONS = len(Action)
 ACTIONS = tuple(action.name for action in Action)
 """Names, in the order of the columns."""
+
+MASK_VERSION = 1
+"""Number of the rules by which masks are made (`core.episodes.Episodes.mask`). Raise it whenever they change: a policy
+that was trained under other rules is refused."""
 
 ATTEMPTS = (Action.RECURSE, Action.ESCALATE, Action.RETRY_COMPRESSED)
 """The actions that call a model for an answer."""

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from celr_ray import storage
 from celr_ray.core.escalation import AlwaysCheap, AlwaysStrong, EscalationConfig, HeuristicPolicy
-from celr_ray.cortex.actions import ACTIONS, N_ACTIONS, Action, BoolArray, FloatArray, IntArray, check_allowed
+from celr_ray.cortex.actions import ACTIONS, N_ACTIONS, Action, BoolArray, FloatArray, IntArray
 from celr_ray.cortex.state import N_FEATURES, SCHEMA_HASH, StateExtractor
 from celr_ray.errors import PolicyError
 
@@ -148,15 +149,32 @@ _BUILT_IN: dict[str, Callable[[EscalationConfig], Policy]] = {
 }
 
 
-def load_policy(name: str, escalation: EscalationConfig | None = None) -> Policy:
+def load_policy(name: str, escalation: EscalationConfig | None = None, *, registry: str | None = None) -> Policy:
     """Return a policy by name.
 
+    Args:
+        name: heuristic, always-cheap, always-strong or random; or NAME@ALIAS or NAME@VERSION of the registry; or the
+            folder of a stored policy (a path with a slash, or a URI).
+        escalation: thresholds of the built-in heuristic; a stored policy brings its own.
+        registry: tracking URI, file or folder of the registry; None = MLFLOW_TRACKING_URI, else ./mlflow.db.
+
     Raises:
-        PolicyError: there is none of that name.
+        PolicyError: there is none of that name, or it cannot be used.
     """
-    if name not in _BUILT_IN:
-        raise PolicyError(f"no policy {name!r}; there are {', '.join(_BUILT_IN)}")
-    return _BUILT_IN[name](escalation or EscalationConfig())
+    if name in _BUILT_IN:
+        return _BUILT_IN[name](escalation or EscalationConfig())
+    if "/" in name or ("@" not in name and storage.is_directory(name)):
+        from celr_ray.cortex.learned import load_artefact_policy
+
+        return load_artefact_policy(name)
+    if "@" in name:
+        from celr_ray.cortex.registry import PolicyRegistry
+
+        return PolicyRegistry(registry).load(name)
+    raise PolicyError(
+        f"no policy {name!r}; there are {', '.join(_BUILT_IN)}, NAME@ALIAS of the registry (celr-ray policy list), and "
+        "folders of stored policies"
+    )
 
 
 class MetaPolicy:
@@ -167,13 +185,13 @@ class MetaPolicy:
         'RECURSE'
     """
 
-    def __init__(self, policy: str | Policy = "heuristic") -> None:
-        """Use a policy by name, or one that was made before.
+    def __init__(self, policy: str | Policy = "heuristic", *, registry: str | None = None) -> None:
+        """Use a policy by name (see `load_policy`), or one that was made before.
 
         Raises:
-            PolicyError: no policy of that name.
+            PolicyError: no policy of that name, or it cannot be used.
         """
-        self.policy = load_policy(policy) if isinstance(policy, str) else policy
+        self.policy = load_policy(policy, registry=registry) if isinstance(policy, str) else policy
         self._extractor = StateExtractor()
 
     def decide(self, state: Mapping[str, Any] | ArrayLike, allowed: Any) -> Action:
@@ -192,11 +210,20 @@ class MetaPolicy:
         return Action(int(self.decide_batch(vector[None], _read_mask(allowed)[None])[0]))
 
     def decide_batch(self, obs: FloatArray, mask: BoolArray) -> IntArray:
-        """Return the most probable allowed actions [K] for states [K, D] and masks [K, A]."""
+        """Return the most probable allowed actions [K] for states [K, D] and masks [K, A]; of equals the first.
+
+        Raises:
+            PolicyError: the shapes do not fit, or a mask allows nothing.
+        """
+        if obs.ndim != 2 or obs.shape[1] != N_FEATURES or mask.shape != (len(obs), N_ACTIONS):
+            raise PolicyError(
+                f"states are [K, {N_FEATURES}] and masks [K, {N_ACTIONS}]; got {obs.shape} and {mask.shape}"
+            )
+        if not mask.any(axis=1).all():
+            raise PolicyError("a mask allows nothing; ABORT is always allowed")
         probabilities = self.policy.probabilities(obs, mask)
         check_probabilities(probabilities, mask, self.policy.name)
         actions: IntArray = np.argmax(probabilities, axis=1)
-        check_allowed(actions, mask, self.policy.name)
         return actions
 
 

@@ -70,6 +70,7 @@ _BASE = (
 _PREVIOUS = ("NONE", *ACTIONS)
 FEATURES = (*_BASE, *(Feature(f"previous_{name.lower()}", "flag: the previous action") for name in _PREVIOUS))
 N_FEATURES = len(FEATURES)
+_CONTEXT = {*(feature.name for feature in _BASE), "previous_action"}
 FEATURE_INDEX = {feature.name: column for column, feature in enumerate(FEATURES)}
 
 
@@ -121,14 +122,14 @@ class StateExtractor:
         Raises:
             PolicyError: a name is unknown, a needed one is absent, or a value is no number within its bounds.
         """
-        known = {feature.name for feature in _BASE} | {"previous_action"}
-        if unknown := sorted(set(context) - known):
-            raise PolicyError(f"no such state features: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        if unknown := sorted(set(context) - _CONTEXT):
+            raise PolicyError(f"no such state features: {', '.join(unknown)}; there are {', '.join(sorted(_CONTEXT))}")
         previous = context.get("previous_action")
         if previous is not None and previous not in ACTIONS:
             raise PolicyError(f"previous_action {previous!r} is none of {', '.join(ACTIONS)}")
-        columns = {feature.name: [_read(feature, context)] for feature in _BASE}
-        vector: FloatArray = encode_state(columns, [-1 if previous is None else ACTIONS.index(previous)])[0]
+        vector = np.zeros(N_FEATURES)
+        vector[: len(_BASE)] = [_read(feature, context) for feature in _BASE]
+        vector[len(_BASE) + (0 if previous is None else 1 + ACTIONS.index(previous))] = 1.0
         return vector
 
 
