@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from celr_ray import storage
+from celr_ray.core.episodes import hash_text
 from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes
 from celr_ray.errors import InputError, PolicyError
@@ -23,6 +24,7 @@ from celr_ray.errors import InputError, PolicyError
 __all__ = [
     "Transitions",
     "dataset_record_uri",
+    "iter_row_batches",
     "iter_transitions",
     "list_parts",
     "load_transitions",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 Float32Array = NDArray[np.float32]
+_DECIMALS = 6
+"""Of features when a policy is asked about them again: in 32 bits .7 is less than .7, and a threshold there would decide
+otherwise than it did when the log was made."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def iter_transitions(uri: str, split: str = "train", batch_size: int = 4096) -> 
     waiting: list[pa.Table] = []
     n_waiting = 0
     for part in list_parts(uri, split):
-        for table in _iter_row_batches(part, batch_size):
+        for table in iter_row_batches(part, batch_size):
             waiting.append(table)
             n_waiting += table.num_rows
             while n_waiting >= batch_size:
@@ -174,7 +179,12 @@ def iter_transitions(uri: str, split: str = "train", batch_size: int = 4096) -> 
         yield table_to_transitions(pa.concat_tables(waiting))
 
 
-def _iter_row_batches(part: str, batch_size: int) -> Iterator[pa.Table]:
+def iter_row_batches(part: str, batch_size: int) -> Iterator[pa.Table]:
+    """Read one Parquet part in batches of rows.
+
+    Raises:
+        InputError: it is damaged.
+    """
     with storage.open_input(part) as source:
         try:
             for batch in pq.ParquetFile(source).iter_batches(batch_size, use_threads=False):
@@ -251,10 +261,13 @@ def to_logged_episodes(transitions: Transitions, *, drop_unknown: bool = False) 
     return LoggedEpisodes(
         episode=number[transitions.episode[rows]],
         t=transitions.t[rows],
-        obs=transitions.features[rows].astype(float),
+        obs=transitions.features[rows].astype(float).round(_DECIMALS),
         mask=transitions.mask[rows],
         action=transitions.actions[rows],
         reward=transitions.rewards_raw[rows],
         terminated=transitions.terminateds[rows],
         behavior=transitions.behavior[rows],
+        task=np.array([hash_text(task_id) for task_id in transitions.task_id[~has_unknown]], dtype=np.uint64).astype(
+            np.int64
+        ),
     )
