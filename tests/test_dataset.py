@@ -234,7 +234,7 @@ def test_killed_anywhere_it_resumes_with_the_same_dataset(documents, tmp_path):
     writes = ("write_parquet", "write_json", "write_bytes")
     n_writes = count_calls(partial(_build_quietly, logs, str(tmp_path / "counted")), writes)
     assert n_writes > 10
-    for moment in range(1, n_writes + 1, 4):
+    for moment in range(2, n_writes + 1, 6):
         out = tmp_path / f"killed-{moment}"
         kill_at_call(partial(_build_quietly, logs, str(out)), moment, writes)
         _build_quietly(logs, str(out))

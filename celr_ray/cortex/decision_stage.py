@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import xxhash
 from celr_ray import storage
 from celr_ray.buckets import pause_garbage_collection
 from celr_ray.config import DatasetConfig, IngestConfig
-from celr_ray.core.monitor import load_rules
+from celr_ray.core.monitor import Monitor, load_rules
 from celr_ray.cortex.actions import IntArray
 from celr_ray.cortex.decision_documents import LoggedEpisode, read_decisions
 from celr_ray.cortex.decision_rows import check_episodes, gather_rows
@@ -91,7 +91,6 @@ class _UnitReader:
         self._dataset = dataset
         self._ingest = ingest
         self._task_texts = task_texts
-        self._monitor = load_rules(dataset.monitor_rules)
         self._logged: list[_Logged] = []
         self._logged_bytes = 0
         self._foreign: dict[int, list[ForeignRun]] = defaultdict(list)
@@ -102,6 +101,11 @@ class _UnitReader:
         self.n_lines: list[int] = []
         self.rows_in = 0
         self.rows_out = 0
+
+    @cached_property
+    def _monitor(self) -> Monitor:
+        """The rules for foreign logs; reading them takes longer than many a unit of decision logs."""
+        return load_rules(self._dataset.monitor_rules)
 
     def read_range(self, part: FileRange) -> None:
         """Read every record that starts in a byte range."""
