@@ -30,13 +30,13 @@ from celr_ray.cortex.evaluation.baselines import (
     tune_cascade,
 )
 from celr_ray.cortex.evaluation.estimators import estimate_values
-from celr_ray.cortex.evaluation.logged import LoggedEpisodes
 from celr_ray.cortex.evaluation.oracle import find_hindsight_ceiling, find_leave_one_out_oracle
 from celr_ray.cortex.evaluation.replay import ReplayConfig, SyntheticVerifier
 from celr_ray.cortex.evaluation.replay_run import ReplayResults, prepare_replay, run_replay
-from celr_ray.cortex.evaluation.replay_transitions import replay_to_transitions
+from celr_ray.cortex.evaluation.replay_transitions import replay_to_transitions, write_replay_dataset
 from celr_ray.cortex.policy import EpsilonSoft, RandomPolicy
 from celr_ray.cortex.state import FEATURE_INDEX, N_FEATURES
+from celr_ray.cortex.transitions import load_transitions, read_dataset_record, table_to_transitions, to_logged_episodes
 from celr_ray.errors import InputError, PolicyError
 from celr_ray.schema import TRANSITION_SCHEMA
 
@@ -464,17 +464,7 @@ def test_off_policy_estimates_from_a_replay_agree_with_the_replay_itself():
     suite = prepare_replay(bank, None, ReplayConfig(replays=5))
     behavior = EpsilonSoft(RandomMix(0.4), 0.3)
     table = replay_to_transitions(run_replay(suite, behavior, keep_decisions=True))
-    obs = np.array(table["obs"].to_pylist())
-    logged = LoggedEpisodes(
-        episode=np.cumsum(np.array(table["t"]) == 0) - 1,
-        t=np.array(table["t"]),
-        obs=obs[:, :N_FEATURES],
-        mask=obs[:, N_FEATURES:] > 0,
-        action=np.array(table["actions"]),
-        reward=np.array(table["rewards_raw"]),
-        terminated=np.array(table["terminateds"]),
-        behavior=np.array(table["behavior"].to_pylist()),
-    )
+    logged = to_logged_episodes(table_to_transitions(table))
     target = RandomMix(0.7)
     truth = run_replay(suite, target).total_reward.mean()
     evaluation = target.probabilities(logged.obs, logged.mask)
@@ -482,6 +472,27 @@ def test_off_policy_estimates_from_a_replay_agree_with_the_replay_itself():
         assert estimate.value == pytest.approx(truth, abs=6.0), name
     own = estimate_values(logged, logged.behavior)["is"].value
     assert own == pytest.approx(np.array(table["return_to_go"])[logged.t == 0].mean())
+
+
+def test_a_replay_becomes_a_dataset_without_the_gates_tasks(tmp_path):
+    bank, _ = simulated_bank(200, 2)
+    config = ReplayConfig(replays=2)
+    behavior = EpsilonSoft(HeuristicPolicy(), 0.2)
+    parts = {
+        split: run_replay(bank, behavior, split=split, config=config, keep_decisions=True)
+        for split in ("train", "validation", "gate")
+    }
+    record = write_replay_dataset(str(tmp_path), parts["train"], parts["validation"])
+    assert read_dataset_record(str(tmp_path)) == record
+    for split in ("train", "validation"):
+        read = load_transitions(str(tmp_path), split)
+        assert len(read) == record["transitions"][split]
+        assert set(read.task_id) == set(parts[split].task_ids)
+        assert read.return_to_go[read.t == 0].sum() == pytest.approx(parts[split].total_reward.sum())
+        in_order = [task for task in parts[split].task_ids for _ in range(2)]
+        assert (list(read.task_id) == in_order) == (split == "validation")
+    with pytest.raises(PolicyError, match="not gate"):
+        write_replay_dataset(str(tmp_path), parts["gate"], parts["validation"])
 
 
 class Doubtful(AlwaysCheap):
