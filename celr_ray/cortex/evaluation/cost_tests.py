@@ -35,7 +35,11 @@ __all__ = [
 ]
 
 MIN_COST_TASKS = 200
-"""Below it, t and bootstrap-t claim nothing; the Gaffke bound needs no such number."""
+"""Below it, t and bootstrap-t claim nothing; the Gaffke bound needs no such number.
+
+From there on their simulated size is ≤ .055 at .05 where the sample holds at least four explosions on average, but .14
+with two (n = 200, 1 %): such a sample often holds none. The Gaffke bound had ≤ .041 everywhere.
+"""
 _DRAWS = 4_999
 _CHUNK_VALUES = 4_000_000
 _ROUNDING = 1e-12
