@@ -47,7 +47,7 @@ STAGED_COLUMNS = {"run_id": pa.string(), "rank": pa.int64(), "key": pa.uint64()}
 
 _BATCH_EPISODES = 256
 _BATCH_BYTES = 8 * 2**20
-_BYTES_PER_BUCKET = 256 * 2**20
+_BYTES_PER_BUCKET = 128 * 2**20
 _MAX_BUCKETS = 4096
 
 

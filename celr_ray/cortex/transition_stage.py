@@ -122,6 +122,7 @@ def transition_unit(unit: Unit, *, dataset: DatasetConfig) -> Manifest:
     starts = np.cumsum(length) - length
     rows = np.repeat(first - starts, length) + np.arange(length.sum())
     table = staged.drop_columns(list(STAGED_COLUMNS)).take(pa.array(rows)).combine_chunks()
+    del staged
     heads = table.select(["eps_id", "task_id", "policy_hash", "source"]).take(pa.array(starts)).to_pylist()
     tasks = {head["task_id"] for head in heads}
     validation = {task_id for task_id in tasks if is_validation(task_id, dataset)}
