@@ -21,6 +21,10 @@ from celr_ray.config import (
     JudgeJob,
     PairJob,
     PipelineJob,
+    PolicyListJob,
+    PolicyPromoteJob,
+    PolicyRollbackJob,
+    PolicyShowJob,
     ReportJob,
     ScoreJob,
     TrainDifficultyJob,
@@ -174,6 +178,30 @@ def _bank_build(job: BankBuildJob) -> str:
     return run_bank_build(job).describe(job.out)
 
 
+def _policy_list(job: PolicyListJob) -> str:
+    from celr_ray.cortex.policy_commands import list_policies
+
+    return list_policies(job.registry)
+
+
+def _policy_show(job: PolicyShowJob) -> str:
+    from celr_ray.cortex.policy_commands import show_policy
+
+    return show_policy(job.policy, job.registry)
+
+
+def _policy_promote(job: PolicyPromoteJob) -> str:
+    from celr_ray.cortex.policy_commands import promote_policy
+
+    return promote_policy(job.policy, job.registry, evidence=job.evidence, force=job.force)
+
+
+def _policy_rollback(job: PolicyRollbackJob) -> str:
+    from celr_ray.cortex.policy_commands import roll_back_policy
+
+    return roll_back_policy(job.policy, job.registry, reason=job.reason)
+
+
 def _report(job: ReportJob) -> str:
     from celr_ray.report import run_report
     from celr_ray.stage import check_run_folder
@@ -199,6 +227,10 @@ COMMANDS: dict[str, Command] = {
         TrainDifficultyJob, _train_difficulty, "--run runs/cheap --model smollm2 --out difficulty.json"
     ),
     "bank build": Command(BankBuildJob, _bank_build, "--logs runs/executed/logs --tiers tiers.yaml --out bank"),
+    "policy list": Command(PolicyListJob, _policy_list, "--registry sqlite:///mlflow.db"),
+    "policy show": Command(PolicyShowJob, _policy_show, "router@champion"),
+    "policy promote": Command(PolicyPromoteJob, _policy_promote, "router@challenger --evidence gate/gate_report.json"),
+    "policy rollback": Command(PolicyRollbackJob, _policy_rollback, "router --reason 'dearer than it was in the gate'"),
     "report": Command(ReportJob, _report, "--run runs/first"),
 }
 
@@ -213,22 +245,24 @@ def _hold_run(job: Any) -> AbstractContextManager[Any]:
     return run_lock(job.run) if is_stage else nullcontext()
 
 
-def _usage() -> str:
+def _usage(group: str = "") -> str:
+    """Return the help of all commands, or of those of one group, such as `policy`."""
+    commands = {name: command for name, command in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
     lines = [
-        "usage: celr-ray COMMAND [--config FILE.yaml] [flags]",
+        f"usage: celr-ray {group or 'COMMAND'}{' COMMAND' if group else ''} [--config FILE.yaml] [flags]",
         "",
         "Turns the execution logs of LLM agents into training data for better agents.",
         "",
         "commands:",
     ]
-    lines += [f"  {name:18}{(command.job.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:18}{(command.job.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
     lines += [
         "",
         "Every command: celr-ray COMMAND --help. Flags win over the environment (CELR_RAY_JUDGE__CONCURRENCY=4),",
         "which wins over the YAML file of --config, whose keys are the flags' names.",
         "",
         "examples:",
-        *(f"  celr-ray {name} {command.example}" for name, command in COMMANDS.items()),
+        *(f"  celr-ray {name} {command.example}" for name, command in commands.items()),
     ]
     return "\n".join(lines)
 
@@ -242,6 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"celr-ray {metadata.version('celr-ray')}")
         return 0
+    if any(name.startswith(f"{words[0]} ") for name in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_usage(words[0]))
+        return 0 if len(words) > 1 else 2
     n_words = 2 if " ".join(words[:2]) in COMMANDS else 1
     name, flags = " ".join(words[:n_words]), words[n_words:]
     command = COMMANDS.get(name)

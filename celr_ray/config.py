@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_settings import CliPositionalArg
 
 from celr_ray.core.episodes import Limits
 from celr_ray.core.escalation import EscalationConfig
@@ -28,6 +29,10 @@ __all__ = [
     "PairConfig",
     "PairJob",
     "PipelineJob",
+    "PolicyListJob",
+    "PolicyPromoteJob",
+    "PolicyRollbackJob",
+    "PolicyShowJob",
     "ReportJob",
     "RuntimeConfig",
     "ScoreConfig",
@@ -238,6 +243,13 @@ class DatasetConfig(Section):
     )
 
 
+REGISTRY: Any = Field(
+    None,
+    description="registry of policies: sqlite:///FILE, http://HOST:PORT of an MLflow server, a file *.db or a folder; "
+    "null = MLFLOW_TRACKING_URI if set, else ./mlflow.db",
+)
+
+
 class RuntimeConfig(Section):
     """Where the work runs."""
 
@@ -319,7 +331,12 @@ class ExecuteJob(_Job):
 
     tasks: Uri = Field(description="tasks, JSONL: task_id, prompt, checker, and verifier, budget_usd, … if known")
     tiers: Uri = Field(description="YAML file of the model tiers, weak to strong, with their prices")
-    policy: str = Field("heuristic", description="heuristic, always-cheap, always-strong or random")
+    policy: str = Field(
+        "heuristic",
+        description="heuristic, always-cheap, always-strong or random; NAME@ALIAS or NAME@VERSION of the registry; "
+        "or the folder of a stored policy",
+    )
+    registry: str | None = REGISTRY
     out: Uri = Field(description="folder to create or to resume; its logs/ is what `celr-ray pipeline --logs` reads")
     execute: ExecuteConfig = Field(default_factory=ExecuteConfig)
 
@@ -387,3 +404,34 @@ class ReportJob(_Job):
     """Write the HTML report of a run."""
 
     run: Uri = Field(description="run folder")
+
+
+class _PolicyJob(Job):
+    """What the commands on the registry have."""
+
+    registry: str | None = REGISTRY
+
+
+class PolicyListJob(_PolicyJob):
+    """List the policies of the registry, and what champion, challenger, previous and anchor point to."""
+
+
+class PolicyShowJob(_PolicyJob):
+    """Show the versions and the history of a policy, or the manifest of one version."""
+
+    policy: CliPositionalArg[str] = Field(description="NAME, NAME@ALIAS or NAME@VERSION, such as router@champion")
+
+
+class PolicyPromoteJob(_PolicyJob):
+    """Make a version the champion: with the PASS of a gate against the present champion, or with --force REASON."""
+
+    policy: CliPositionalArg[str] = Field(description="NAME@VERSION or NAME@ALIAS, such as router@challenger")
+    evidence: Uri | None = Field(None, description="gate_report.json of `celr-ray gate` for this candidate")
+    force: str | None = Field(None, description="promote without evidence, for this reason; it goes to the audit log")
+
+
+class PolicyRollbackJob(_PolicyJob):
+    """Make the previous champion the champion again; called twice, it goes back two steps."""
+
+    policy: CliPositionalArg[str] = Field(description="NAME of the policy")
+    reason: str = Field("", description="why, for the audit log")

@@ -72,13 +72,15 @@ def _make_policy(job: ExecuteJob, monitor: Monitor) -> Policy:
     def safe_actions(obs: FloatArray, mask: BoolArray) -> BoolArray:
         return monitor.safe_actions({name: obs[:, column] for name, column in FEATURE_INDEX.items()})
 
-    policy = load_policy(job.policy, job.execute.escalation)
+    policy = load_policy(job.policy, job.execute.escalation, registry=job.registry)
     return (
         EpsilonSoft(policy, job.execute.epsilon, safe_actions, monitor.content_hash) if job.execute.epsilon else policy
     )
 
 
-def execute_plan(job: ExecuteJob, ladder: TierLadder, tasks: Sequence[Task], n_rejected: int) -> StagePlan:
+def execute_plan(
+    job: ExecuteJob, ladder: TierLadder, tasks: Sequence[Task], n_rejected: int, policy: Policy
+) -> StagePlan:
     """List the units: tasks in the order of the file, `rows_per_unit` in each; the first one notes rejected lines."""
     config = job.execute
     monitor = load_rules(config.monitor_rules)
@@ -86,7 +88,7 @@ def execute_plan(job: ExecuteJob, ladder: TierLadder, tasks: Sequence[Task], n_r
         "tasks": hash_json([task.model_dump(mode="json") for task in tasks]),
         "n_rejected": n_rejected,
         "tiers": ladder.model_dump(mode="json"),
-        "policy": _make_policy(job, monitor).content_hash,
+        "policy": policy.content_hash,
         "difficulty": _load_difficulty(config).content_hash,
         "monitor": monitor.content_hash,
         "state_schema": SCHEMA_HASH,
@@ -114,7 +116,9 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
     ladder = load_tiers(job.tiers)
     file = _read_tasks(job)
     _check_verifier_tiers(file.tasks, ladder)
-    plan = execute_plan(job, ladder, file.tasks, len(file.rejected))
+    # Made once: an alias of the registry may move while the job runs, and workers elsewhere may not reach the registry.
+    policy = _make_policy(job, load_rules(job.execute.monitor_rules))
+    plan = execute_plan(job, ladder, file.tasks, len(file.rejected), policy)
     check_run_folder(job.out, must_exist=False)
     if any(isinstance(check, PythonTestsCheck) for task in file.tasks for check in (task.checker, task.verifier)):
         check_sandbox(allow_weak=job.execute.allow_weak_sandbox)
@@ -126,7 +130,7 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
         storage.write_bytes(storage.join(job.out, "rejected", part_name(0, "jsonl")), rows.encode())
     num_gpus = count_gpus(ladder)
     work = Work(
-        factory=ExecuteFactory(job, clients),
+        factory=ExecuteFactory(job, policy, clients),
         is_stateful=True,
         concurrency=job.execute.concurrency,
         num_cpus=job.execute.num_cpus,
@@ -165,16 +169,18 @@ class ExecuteFactory:
 
     Attributes:
         job: the settings.
+        policy: decides.
         clients: use these models and load none; only without Ray.
     """
 
     job: ExecuteJob
+    policy: Policy
     clients: Mapping[str, ModelClient] | None = None
 
     def __call__(self) -> UnitFunction:
         """Read the tasks and open the models."""
         ladder = load_tiers(self.job.tiers)
-        return _Executor(self.job, ladder, self.clients or self._open_clients(ladder)).run_unit
+        return _Executor(self.job, ladder, self.policy, self.clients or self._open_clients(ladder)).run_unit
 
     def _open_clients(self, ladder: TierLadder) -> Mapping[str, ModelClient]:
         """Load the models; engines on CPU compute on this worker's share of the machine."""
@@ -185,13 +191,15 @@ class ExecuteFactory:
 class _Executor:
     """Runs units with the same models."""
 
-    def __init__(self, job: ExecuteJob, ladder: TierLadder, clients: Mapping[str, ModelClient]) -> None:
+    def __init__(
+        self, job: ExecuteJob, ladder: TierLadder, policy: Policy, clients: Mapping[str, ModelClient]
+    ) -> None:
         self._job = job
         self._ladder = ladder
         self._models = Models(ladder, clients)
         self._tasks = _read_tasks(job).tasks
         self._monitor = load_rules(job.execute.monitor_rules)
-        self._policy = _make_policy(job, self._monitor)
+        self._policy = policy
         self._difficulty = _load_difficulty(job.execute)
 
     def run_unit(self, unit: Unit) -> Manifest:
