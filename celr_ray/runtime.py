@@ -14,7 +14,7 @@ import pickle
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,8 +153,12 @@ def _check_reachable(address: str) -> None:
         raise ConnectionError(f"nothing answers: {error}") from error
 
 
-def run_units(units: Sequence[Unit], work: Work, config: RuntimeConfig, *, on_ray: bool) -> Iterator[Manifest]:
+def run_units(
+    units: Sequence[Unit], work: Work, config: RuntimeConfig, *, on_ray: bool
+) -> Generator[Manifest, None, None]:
     """Run every unit once and yield its manifest as it finishes, in any order.
+
+    Closing the generator cancels what is under way.
 
     Raises:
         CelrRayError: the process of an actor died at each retry of a unit.

@@ -20,8 +20,9 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -34,7 +35,7 @@ from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
 _READERS = 16
 
-STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert", "decisions", "dataset")
+STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert", "decisions", "dataset", "train", "gate")
 STAGE_FOLDERS = {
     "execute": ("logs", "episodes", "rejected"),
     "ingest": ("trajectories", "quarantine"),
@@ -45,6 +46,8 @@ STAGE_FOLDERS = {
     "convert": ("atif",),
     "decisions": ("decisions", "refused"),
     "dataset": ("transitions",),
+    "train": ("training", "policy"),
+    "gate": ("results", "live"),
 }
 
 
@@ -223,12 +226,22 @@ def _short(value: Any) -> str:
 
 
 def run_stage(
-    run: str, plan: StagePlan, work: Work, runtime: RuntimeConfig, *, on_ray: bool, overwrite: bool = False
+    run: str,
+    plan: StagePlan,
+    work: Work,
+    runtime: RuntimeConfig,
+    *,
+    on_ray: bool,
+    overwrite: bool = False,
+    is_enough: Callable[[Manifest], bool] | None = None,
 ) -> StageReport:
     """Run the units of a stage that are not done yet and add up what all of them did.
 
     Each unit function gets its unit with two keys added, `run` and `index`, writes its data files, and
     returns its counts; the manifest is committed here, in the worker, after the function returned.
+
+    `is_enough` is given the manifests one by one, those of earlier calls first; once it returns True, no further unit
+    is begun and those under way are cancelled.
 
     Raises:
         OutputError: another command is at work on the run (see `lock.run_lock`).
@@ -241,14 +254,22 @@ def run_stage(
         done = read_manifests(run, plan.name)
         todo = [{**unit, "run": run, "index": index} for index, unit in enumerate(plan.units) if index not in done]
         committed = Work(**{**vars(work), "factory": _Committing(work.factory, plan.name)})
-        with progress(plan.name, len(plan.units), done=len(done)) as advance:
-            for manifest in run_units(todo, committed, runtime, on_ray=on_ray):
+        if is_enough is not None and any(is_enough(done[index]) for index in sorted(done)):
+            todo = []
+        n_before = len(done)
+        with (
+            progress(plan.name, len(plan.units), done=n_before) as advance,
+            closing(run_units(todo, committed, runtime, on_ray=on_ray)) as manifests,
+        ):
+            for manifest in manifests:
                 lock.check()
                 done[manifest["index"]] = manifest
                 advance(manifest)
+                if is_enough is not None and is_enough(manifest):
+                    break
     counts = add_counts(done.values())
     seconds = time.monotonic() - started
-    report = StageReport(plan.name, seconds, len(plan.units), len(todo), counts, plan.fingerprint)
+    report = StageReport(plan.name, seconds, len(plan.units), len(done) - n_before, counts, plan.fingerprint)
     check_conserved(report)
     return report
 

@@ -149,6 +149,7 @@ def run_replay(
     *,
     split: Split | None = None,
     config: ReplayConfig | None = None,
+    rows: IntArray | None = None,
     keep_decisions: bool = False,
 ) -> ReplayResults:
     """Replay a policy.
@@ -158,6 +159,7 @@ def run_replay(
         policy: decides.
         split: part of the bank; None = all tasks.
         config: the rules.
+        rows: [m] numbers of the tasks to replay, in the order of the suite's; None = all. Each comes out as with all.
         keep_decisions: return all decisions too (about 600 bytes each).
 
     Raises:
@@ -165,9 +167,10 @@ def run_replay(
         PolicyError: the policy gave no probabilities, or chose what is not allowed.
     """
     suite = bank if isinstance(bank, ReplaySuite) else prepare_replay(bank, split, config)
-    chunks = [_run_chunk(suite, policy, task, replay, keep_decisions) for task, replay in _chunks(suite)]
+    rows = np.arange(len(suite.columns.key)) if rows is None else rows
+    chunks = [_run_chunk(suite, policy, task, replay, keep_decisions) for task, replay in _chunks(suite, rows)]
     results = [chunk.results for chunk in chunks]
-    shape = (len(suite.columns.key), suite.config.replays)
+    shape = (len(rows), suite.config.replays)
 
     def gather(name: str) -> Any:
         return np.concatenate([getattr(result, name) for result in results]).reshape(shape)
@@ -180,9 +183,9 @@ def run_replay(
         bank_hash=suite.bank.content_hash,
         split=suite.split,
         config=suite.config,
-        task_ids=suite.bank.task_ids,
+        task_ids=[suite.bank.task_ids[row] for row in rows],
         n_incomplete=suite.n_incomplete,
-        budget_usd=suite.columns.budget_usd,
+        budget_usd=suite.columns.budget_usd[rows],
         fallback=n_fallbacks > 0,
         n_fallbacks=n_fallbacks,
         n_decisions=gather("n_decisions"),
@@ -201,13 +204,13 @@ def _join(results: list[Results]) -> Decisions:
 _FIGURES = ("success", "correctness", "cost_usd", "seconds", "unsafe", "total_reward")
 
 
-def _chunks(suite: ReplaySuite) -> Iterator[tuple[IntArray, IntArray]]:
+def _chunks(suite: ReplaySuite, rows: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield rows of tasks and replay numbers of the episodes of each chunk."""
     replays = suite.config.replays
-    n = len(suite.columns.key) * replays
+    n = len(rows) * replays
     for start in range(0, n, _CHUNK):
         episode = np.arange(start, min(start + _CHUNK, n))
-        yield episode // replays, episode % replays
+        yield rows[episode // replays], episode % replays
 
 
 @dataclass(frozen=True)
