@@ -131,6 +131,13 @@ class MaskedConfig(AlgorithmConfig):
         )
         return self
 
+    def training(
+        self, *, hidden: Sequence[int] | None = None, updates_per_iteration: int | None = None, **kwargs: Any
+    ) -> Self:
+        """Set what the three have in common, and RLlib's own `lr`, `gamma`, `train_batch_size_per_learner`, …"""
+        super().training(**kwargs)
+        return self._set(hidden=hidden, updates_per_iteration=updates_per_iteration)
+
     def warm_start(self, mlp: Mlp) -> Self:
         """Start from a trained policy network, with its standardisation; its sizes become `hidden`.
 
@@ -149,13 +156,22 @@ class MaskedConfig(AlgorithmConfig):
         """
         if self.facts is None:
             raise PolicyError("the algorithm has no transitions: call config.transitions(source) first")
-        for name in ("ray.rllib", "ray.tune"):  # RLlib warns of its own defaults
+        for name in ("ray.rllib", "ray.tune", "ray._common.deprecation"):  # RLlib warns of what it does itself
             logging.getLogger(name).setLevel(logging.ERROR)
         self._check("gamma", self.gamma, 0, 1)
         self._check("lr", self.lr, 0, 1)
         self._check("updates_per_iteration", self.updates_per_iteration, 1)
         self._check("train_batch_size_per_learner", self.train_batch_size_per_learner, 1)
         super().validate()
+
+    def build_algo(self, env: Any = None, use_copy: bool = True) -> Algorithm:
+        """Check this config and build its algorithm; RLlib checks a copy only, in which any value of −1 is lost.
+
+        Raises:
+            PolicyError: see `validate`.
+        """
+        self.validate()
+        return super().build_algo(env, use_copy)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return what builds the networks."""
@@ -167,6 +183,12 @@ class MaskedConfig(AlgorithmConfig):
             return {}
         standard = self.initial if self.initial is not None else self.facts
         return {"hidden": list(self.hidden), "mean": standard.mean.tolist(), "scale": standard.scale.tolist()}
+
+    def _set(self, **values: Any) -> Self:
+        for name, value in values.items():
+            if value is not None:
+                setattr(self, name, value)
+        return self
 
     def _check(self, name: str, value: float, low: float, high: float = np.inf) -> None:
         if not low <= value <= high:
@@ -229,6 +251,12 @@ class MaskedAlgorithm(Algorithm):
             PolicyError: it has weights that are not finite.
         """
         return export_weights(self._get_module_state(), self.decider)
+
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> MaskedModule:
+        """Return a copy of the module as it is now; RLlib's version asks an environment runner for it."""
+        module: MaskedModule = self.config.get_rl_module_spec().build()
+        module.set_state(self._get_module_state())
+        return module
 
     @classmethod
     def from_checkpoint(
@@ -348,12 +376,9 @@ class MaskedCQLConfig(MaskedConfig):
     def training(
         self, *, alpha: float | None = None, tau: float | None = None, double_q: bool | None = None, **kwargs: Any
     ) -> Self:
-        """Set what CQL has of its own, and RLlib's `lr`, `gamma`, …"""
+        """Set what CQL has of its own, and what all have."""
         super().training(**kwargs)
-        self.alpha = self.alpha if alpha is None else alpha
-        self.tau = self.tau if tau is None else tau
-        self.double_q = self.double_q if double_q is None else double_q
-        return self
+        return self._set(alpha=alpha, tau=tau, double_q=double_q)
 
     def validate(self) -> None:
         """Check values."""
@@ -411,14 +436,9 @@ class MaskedIQLConfig(MaskedConfig):
         n_critics: int | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Set what IQL has of its own, and RLlib's `lr`, `gamma`, …"""
+        """Set what IQL has of its own, and what all have."""
         super().training(**kwargs)
-        self.expectile = self.expectile if expectile is None else expectile
-        self.beta = self.beta if beta is None else beta
-        self.max_weight = self.max_weight if max_weight is None else max_weight
-        self.tau = self.tau if tau is None else tau
-        self.n_critics = self.n_critics if n_critics is None else n_critics
-        return self
+        return self._set(expectile=expectile, beta=beta, max_weight=max_weight, tau=tau, n_critics=n_critics)
 
     def validate(self) -> None:
         """Check values."""
