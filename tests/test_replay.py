@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from banks import ALL_TRAIN, add_fresh, make_parts, random_bank, tau_bench_bank
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celr_ray.config import BankConfig
@@ -72,6 +72,7 @@ CONFIGS = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(bank_seed=st.integers(0, 100), n_tiers=st.integers(1, 3), config=CONFIGS)
+@example(957012, 2, ReplayConfig(limits=Limits(attempts_per_tier=2, decisions=3)))  # unsafe, then censored
 def test_replay_equals_a_plain_loop_in_python(bank_seed: int, n_tiers: int, config: ReplayConfig) -> None:
     suite = prepare_replay(random_bank(bank_seed, 12, n_tiers), None, config)
     policies = [

@@ -47,7 +47,7 @@ class ReplayResults:
         config: the rules.
         task_ids: [n].
         n_incomplete: tasks of the split left out because a tier has no fresh attempt.
-        success: 0 or 1; NaN = censored. An unsafe run is a failure.
+        success: 0 or 1; NaN = censored. An unsafe run is a failure, censored or not.
         correctness: the score of the accepted answer, 0 to 1; NaN = censored.
         cost_usd: US$ spent; of a censored episode, up to where it ended.
         budget_usd: [n] US$ that each might spend.
@@ -85,7 +85,7 @@ class ReplayResults:
 
     def success_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Return success [n, R] with the censored as failures, and with the censored as successes."""
-        return np.where(self.censored, 0.0, self.success), np.where(self.censored, 1.0, self.success)
+        return np.nan_to_num(self.success, nan=0.0), np.nan_to_num(self.success, nan=1.0)
 
     def cost_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Return cost [n, R], US$, with the censored at what they had spent, and at their whole budgets."""
@@ -177,6 +177,9 @@ def run_replay(
 
     n_fallbacks = np.concatenate([chunk.n_fallbacks for chunk in chunks]).reshape(shape)
     end_reason = gather("end_reason")
+    figures = {name: gather(name) for name in _FIGURES}
+    censored = end_reason == EndReason.CENSORED
+    figures["total_reward"] = np.where(censored, np.nan, figures["total_reward"])
     return ReplayResults(
         policy=policy.name,
         policy_hash=policy.content_hash,
@@ -189,10 +192,10 @@ def run_replay(
         fallback=n_fallbacks > 0,
         n_fallbacks=n_fallbacks,
         n_decisions=gather("n_decisions"),
-        censored=end_reason == EndReason.CENSORED,
+        censored=censored,
         end_reason=end_reason,
         decisions=_join(results) if keep_decisions else None,
-        **{name: gather(name) for name in _FIGURES},
+        **figures,
     )
 
 
