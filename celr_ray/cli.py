@@ -15,7 +15,9 @@ from typing import Any
 
 from celr_ray.config import (
     BankBuildJob,
+    BankReplayJob,
     ConvertJob,
+    EvaluatePolicyJob,
     ExecuteJob,
     ExportJob,
     JudgeJob,
@@ -27,6 +29,7 @@ from celr_ray.config import (
     PolicyShowJob,
     ReportJob,
     ScoreJob,
+    TrainCortexJob,
     TrainDifficultyJob,
     load_job,
 )
@@ -158,6 +161,12 @@ def _execute(job: ExecuteJob) -> str:
     return f"{line}; logs in {shorten_path(join(job.out, 'logs'))}"
 
 
+def _train_cortex(job: TrainCortexJob) -> str:
+    from celr_ray.cortex.trainer import run_train_cortex
+
+    return str(run_train_cortex(job))
+
+
 def _train_difficulty(job: TrainDifficultyJob) -> str:
     from celr_ray import storage
     from celr_ray.cortex.difficulty import difficulty_rows, train_difficulty
@@ -176,6 +185,18 @@ def _bank_build(job: BankBuildJob) -> str:
     from celr_ray.cortex.evaluation.bank_build import run_bank_build
 
     return run_bank_build(job).describe(job.out)
+
+
+def _bank_replay(job: BankReplayJob) -> str:
+    from celr_ray.cortex.evaluation.replay_dataset import run_bank_replay
+
+    return run_bank_replay(job)
+
+
+def _evaluate_policy(job: EvaluatePolicyJob) -> str:
+    from celr_ray.cortex.evaluation.evaluation_text import run_evaluate_policy
+
+    return run_evaluate_policy(job)
 
 
 def _policy_list(job: PolicyListJob) -> str:
@@ -226,7 +247,16 @@ COMMANDS: dict[str, Command] = {
     "train-difficulty": Command(
         TrainDifficultyJob, _train_difficulty, "--run runs/cheap --model smollm2 --out difficulty.json"
     ),
+    "train-cortex": Command(
+        TrainCortexJob, _train_cortex, "--logs runs/executed/logs --algorithm auto --out runs/cortex --name router"
+    ),
     "bank build": Command(BankBuildJob, _bank_build, "--logs runs/executed/logs --tiers tiers.yaml --out bank"),
+    "bank replay": Command(
+        BankReplayJob, _bank_replay, "--bank bank --policy heuristic --epsilon 0.3 --out runs/replay"
+    ),
+    "evaluate-policy": Command(
+        EvaluatePolicyJob, _evaluate_policy, "--transitions runs/dataset --policy heuristic --champion always-cheap"
+    ),
     "policy list": Command(PolicyListJob, _policy_list, "--registry sqlite:///mlflow.db"),
     "policy show": Command(PolicyShowJob, _policy_show, "router@champion"),
     "policy promote": Command(PolicyPromoteJob, _policy_promote, "router@challenger --evidence gate/gate_report.json"),

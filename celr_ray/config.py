@@ -250,6 +250,32 @@ REGISTRY: Any = Field(
 )
 
 
+class TrainConfig(Section):
+    """How a policy of the Cortex is trained and chosen."""
+
+    min_trajectories: int = Field(
+        50, ge=2, description="with fewer logged episodes only the heuristic is cloned, and RL is refused"
+    )
+    hidden: list[int] = Field(default_factory=lambda: [128, 128], min_length=1, description="hidden layers' sizes")
+    updates: int = Field(1500, ge=1, description="gradient steps of CQL and IQL")
+    bc_updates: int = Field(600, ge=1, description="gradient steps of BC, which the others start from")
+    batch_size: int = Field(1024, ge=1, description="transitions of a minibatch, over all Learners")
+    lr: float = Field(1e-3, gt=0, lt=1, description="learning rate of Adam")
+    alphas: list[float] = Field(
+        default_factory=lambda: [0.03, 0.1, 0.3, 1.0], description="CQL: weights of the conservative term to try"
+    )
+    expectiles: list[float] = Field(default_factory=lambda: [0.7, 0.9], description="IQL: τ to try")
+    betas: list[float] = Field(default_factory=lambda: [3.0, 10.0], description="IQL: inverse temperatures to try")
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="each setting is trained with each")
+    min_ess: float = Field(
+        30, ge=1, description="a trial whose effective sample size on the validation episodes is less is not chosen"
+    )
+    num_learners: int = Field(0, ge=0, description="RLlib Learners in processes of their own; 0 = in the trial's")
+    stream_bytes: int = Field(
+        2**30, ge=0, description="transitions of more bytes are streamed from Parquet, less are held in memory"
+    )
+
+
 class RuntimeConfig(Section):
     """Where the work runs."""
 
@@ -398,6 +424,57 @@ class BankBuildJob(_Job):
     )
     out: Uri = Field(description="folder of the bank")
     bank: BankConfig = Field(default_factory=BankConfig)
+
+
+class BankReplayJob(_Job):
+    """Replay a policy on a bank: success and cost on a split, and transitions to train from on its other tasks."""
+
+    bank: Uri = Field(description="folder of the bank")
+    policy: str = Field("heuristic", description="a built-in policy, NAME@ALIAS of the registry, or a folder")
+    registry: str | None = Field(None, description="tracking URI of the registry; null = MLFLOW_TRACKING_URI")
+    epsilon: float = Field(0.2, ge=0, le=1, description="share of decisions that take any allowed action")
+    replays: int = Field(4, ge=1, description="episodes of each task")
+    out: Uri = Field(description="folder for the transitions, which `celr-ray train-cortex --transitions` reads")
+
+
+class EvaluatePolicyJob(_Job):
+    """Estimate from logged decisions what a policy would have earned; a screen that can only say no."""
+
+    transitions: Uri = Field(description="folder of transitions: of a dataset, or of Parquet parts")
+    policy: str = Field(description="a built-in policy, NAME@ALIAS or NAME@VERSION of the registry, or a folder")
+    champion: str | None = Field(None, description="the policy deployed now: is --policy proven worse than it?")
+    registry: str | None = Field(None, description="tracking URI of the registry; null = MLFLOW_TRACKING_URI")
+    split: Literal["train", "validation"] = Field(
+        "validation", description="which tasks; what a policy learned from makes it look better than it is"
+    )
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="1 − confidence of each bound")
+    out: Uri | None = Field(None, description="JSON file for the figures; null = only the table")
+
+
+class TrainCortexJob(_Job):
+    """Train a policy of the Cortex from logs (BC, CQL, IQL), chosen by held-out off-policy evaluation."""
+
+    logs: list[Uri] = Field(
+        default_factory=list, description="logs of `celr-ray execute --execute.epsilon 0.2`, or of other agents"
+    )
+    transitions: Uri | None = Field(
+        None, description="folder of a finished dataset instead of logs, such as `celr-ray bank replay` makes"
+    )
+    algorithm: Literal["auto", "bc", "cql", "iql"] = Field(
+        "auto", description="auto = all three; the best on the validation tasks is taken"
+    )
+    out: Uri = Field(description="folder to create or to resume; OUT/policy is the artefact")
+    name: str = Field("cortex", description="of the policy, in the registry too")
+    registry: str | None = Field(
+        None, description="MLflow registry to log to, such as sqlite:///mlflow.db; null = MLFLOW_TRACKING_URI if set"
+    )
+    parent: str | None = Field(None, description="policy that deployed agents follow now, noted in the manifest")
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    escalation: EscalationConfig = Field(
+        default_factory=EscalationConfig, description="thresholds of the heuristic, the fallback of every policy"
+    )
 
 
 class ReportJob(_Job):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ope_problems import (
     BEHAVIOR,
     EVALUATION,
     MODEL_FAIL_VALUE,
     MODEL_WIN_VALUE,
+    RETRY_VALUE,
+    masked_retry,
     model_fail,
     model_win,
+    retry_evaluation,
     spread,
 )
 
 from celr_ray.cortex.evaluation.bounds import betting_lower_bound, gaffke_lower_bound
 from celr_ray.cortex.evaluation.estimators import (
+    ESTIMATORS,
     diagnose,
+    estimate_all,
     estimate_dr,
     estimate_fqe,
     estimate_values,
@@ -24,6 +33,7 @@ from celr_ray.cortex.evaluation.estimators import (
 )
 from celr_ray.cortex.evaluation.fqe import QFunction, fit_q
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes, compute_weights
+from celr_ray.cortex.evaluation.screening import Diagnostics, Screen, Verdict, veto
 from celr_ray.errors import PolicyError
 
 
@@ -67,6 +77,13 @@ def test_estimates_come_close_to_the_true_value(problem, truth):
     for name, estimate in estimates.items():
         half = estimate.ci_high - estimate.value
         assert abs(estimate.value - truth) < 3 * half / 1.96, name
+
+
+def test_all_come_close_where_masks_bind_and_episodes_differ_in_length():
+    log = masked_retry(40_000, 3)
+    for name, estimate in estimate_all(log, retry_evaluation(log), (-1.3, 1.0)).estimates.items():
+        half = max(estimate.ci_high - estimate.value, 0.005)
+        assert abs(estimate.value - RETRY_VALUE) < 1.6 * half, name
 
 
 def test_model_fail_has_the_published_value_and_fqe_is_wrong_there():
@@ -204,3 +221,102 @@ def test_the_screens_bounds_hold_the_value():
     with pytest.raises(PolicyError, match="leave the range"):
         screen(log, log.behavior, (0, 1))
     assert BEHAVIOR.sum() == pytest.approx(1)
+
+
+def test_probabilities_that_no_policy_can_have_are_refused():
+    log = masked_retry(20, 0)
+    good = retry_evaluation(log)
+    for bad in (good * 0.9, np.full(good.shape, 1 / 3), good * np.nan, good[1:]):
+        with pytest.raises(PolicyError, match=r"gives no probabilities under the mask|of shape"):
+            estimate_values(log, bad)
+
+
+def cut_some(log: LoggedEpisodes, share: float, seed: int) -> LoggedEpisodes:
+    """Drop the last decision of some of the episodes that have two."""
+    last = np.append(log.t[1:] == 0, True)
+    is_cut = np.random.default_rng(seed).random(log.n_episodes) < share
+    is_cut &= np.bincount(log.episode) > 1
+    keep = ~(last & is_cut[log.episode])
+    columns = {name: value[keep] for name, value in vars(log).items() if name != "task"}
+    return LoggedEpisodes(**columns)
+
+
+def test_cut_logs_are_counted_and_as_bad_or_as_good_as_can_be_in_the_bounds():
+    log = model_fail(2000, 11)
+    evaluation = np.array([0.6, 0.4])
+    cut = cut_some(log, 0.04, 0)
+    report = estimate_all(cut, spread(evaluation, cut), (-1, 1))
+    assert report.screen.diagnostics.n_cut == cut.is_cut.sum() > 0
+    assert report.estimates["is"].n == 2000 - cut.is_cut.sum()
+    whole = screen(log, spread(evaluation, log), (-1, 1))
+    assert report.screen.value_low < whole.value_low < 0.2 < whole.value_high < report.screen.value_high
+    many = cut_some(log, 0.5, 0)
+    problems = diagnose(many, spread(evaluation, many)).problems
+    assert any("stop before their end" in problem for problem in problems)
+
+
+def test_more_episodes_of_the_same_tasks_are_no_more_evidence():
+    once = model_win(300, 12)
+    evaluation = np.array([0.5, 0.5])
+    rows = np.concatenate([np.arange(len(once.t))] * 3)
+    columns = {name: value[rows] for name, value in vars(once).items() if name != "task"}
+    thrice = LoggedEpisodes(**{**columns, "episode": np.cumsum(columns["t"] == 0) - 1}, task=np.arange(900) % 300)
+    before = estimate_all(once, spread(evaluation, once), (-3, 3))
+    after = estimate_all(thrice, spread(evaluation, thrice), (-3, 3))
+    for name in ("is", "wis", "pdis", "pdwis"):
+        assert dataclasses.astuple(after.estimates[name])[:3] == pytest.approx(
+            dataclasses.astuple(before.estimates[name])[:3]
+        )
+    assert after.screen.value_low == pytest.approx(before.screen.value_low)
+    assert after.screen.betting_high == pytest.approx(before.screen.betting_high)
+
+
+def make_screen(low: float, high: float, problems: tuple[str, ...] = ()) -> Screen:
+    return Screen(Diagnostics(100, 0, 80.0, 0.1, 0.0, 1.0, 0.0, 0, problems), low, high, low, high)
+
+
+def test_the_veto_needs_bounds_that_do_not_touch_and_two_evaluable_policies():
+    champion = make_screen(0.5, 0.9)
+    assert veto(make_screen(0.0, 0.4), champion).verdict is Verdict.REJECTED
+    for high in (0.5, 0.6, 2.0):
+        assert veto(make_screen(0.0, high), champion).verdict is Verdict.NOT_REJECTED
+    unknown = make_screen(np.nan, np.nan, ("too few",))
+    for pair, who in (((unknown, champion), "candidate"), ((champion, unknown), "champion")):
+        found = veto(*pair)
+        assert found.verdict is Verdict.NOT_EVALUABLE
+        assert f"{who}: too few" in found.reason
+
+
+def test_a_clearly_worse_candidate_is_vetoed_and_the_behavior_policy_is_not():
+    log = model_win(3000, 13)
+    worse, better = spread(np.array([1.0, 0.0]), log), spread(np.array([0.5, 0.5]), log)
+    screens = [screen(log, policy, (-3, 3)) for policy in (worse, better, log.behavior)]
+    assert veto(screens[0], screens[1]).verdict is Verdict.REJECTED
+    assert veto(screens[1], screens[2]).verdict is Verdict.NOT_REJECTED
+    assert veto(screens[2], screens[2]).verdict is Verdict.NOT_REJECTED
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40), st.randoms())
+def test_bounds_do_not_depend_on_the_order_and_lie_below_the_mean(values, rng):
+    shuffled = list(values)
+    rng.shuffle(shuffled)
+    first, second = np.array(values), np.array(shuffled)
+    assert gaffke_lower_bound(first, 0.05, 0) == gaffke_lower_bound(second, 0.05, 0)
+    assert betting_lower_bound(first, 0.05) == pytest.approx(betting_lower_bound(second, 0.05), rel=1e-9, abs=1e-12)
+    assert 0 <= betting_lower_bound(first, 0.05) <= first.mean() + 1e-9
+    assert 0 <= gaffke_lower_bound(first, 0.05, 0) <= first.max()
+
+
+def test_bounds_of_very_many_values_are_quick_and_hardly_lower():
+    values = np.random.default_rng(0).lognormal(0, 1.5, 300_000)
+    mean, error = values.mean(), values.std() / np.sqrt(len(values))
+    for low in (gaffke_lower_bound(values, 0.05, 0), betting_lower_bound(values, 0.05)):
+        assert mean - 6 * error < low < mean - error
+    normal = mean - 1.645 * error
+    assert gaffke_lower_bound(values, 0.05, 0) == pytest.approx(normal, abs=error)
+
+
+def test_a_report_has_every_estimate():
+    log = model_win(50, 14)
+    assert tuple(estimate_all(log, log.behavior, (-3, 3)).estimates) == ESTIMATORS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ope_problems import RETRY_EVALUATION, RETRY_VALUE, masked_retry, retry_evaluation
+from test_execute import blunder, make_tasks, run, solve
 
+from celr_ray.cli import main
+from celr_ray.config import DatasetConfig
 from celr_ray.core.episodes import hash_text
+from celr_ray.cortex.dataset import load_transitions, run_dataset, to_logged_episodes
 from celr_ray.cortex.episode_rows import EpisodeRows, make_transition_table
 from celr_ray.cortex.evaluation.episode_values import finish_sums, join_values, sum_part, value_episodes
 from celr_ray.cortex.evaluation.estimators import estimate_all, make_report
 from celr_ray.cortex.evaluation.evaluate import evaluate_transitions, iter_logged_episodes
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes, join_logs
+from celr_ray.cortex.policy import load_policy
 from celr_ray.errors import InputError, PolicyError
 
+EXPLORING = {"epsilon": 0.2}
 RANGE = (-1.3, 1.0)
 
 
@@ -171,3 +178,38 @@ def test_episodes_without_probabilities_are_left_out_and_counted(logged, tmp_pat
         evaluate_transitions(str(tmp_path), make_policy(), on_ray=False)
     with pytest.raises(InputError, match="has no transitions"):
         evaluate_transitions(str(tmp_path / "nothing"), make_policy(), on_ray=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    """The dataset of real logs by the exploring heuristic, with tasks exactly at its thresholds."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    verifier = {"kind": "regex", "pattern": "^[0-9]{1,3}$"}
+    levels = (0.1, 0.4, 0.7)
+    tasks = [{**task, "difficulty": levels[i % 3]} for i, task in enumerate(make_tasks(150, verifier=verifier))]
+    run(folder, tasks, lambda chat, seed: solve(chat, seed) if seed % 2 else blunder(chat, seed), execute=EXPLORING)
+    run_dataset([str(folder / "out" / "logs")], str(folder / "set"), DatasetConfig(validation_fraction=0.5))
+    return str(folder / "set")
+
+
+def test_the_heuristic_decides_on_its_own_transitions_as_it_did(dataset):
+    log = to_logged_episodes(load_transitions(dataset, "validation"))
+    same = np.eye(log.mask.shape[1])[log.behavior.argmax(axis=1)]
+    found = evaluate_transitions(dataset, load_policy("heuristic"), on_ray=False)
+    assert_same(found.report, estimate_all(log, same))
+    assert abs(found.report.screen.diagnostics.mean_weight_z) < 3
+
+
+def test_the_command_shows_a_table_and_the_screens_word(dataset, tmp_path, capsys):
+    arguments = ["evaluate-policy", "--transitions", dataset, "--policy", "always-cheap", "--out", str(tmp_path / "x")]
+    assert main([*arguments, "--champion", "heuristic"]) == 0
+    shown = capsys.readouterr().out
+    assert "doubly robust" in shown
+    assert "effective episodes" in shown
+    record = json.loads((tmp_path / "x").read_text())
+    assert shown.splitlines()[-1] == f"{record['veto']['verdict']}: {record['veto']['reason']}"
+    champion = record["champion"]["report"]
+    assert champion["screen"]["diagnostics"]["problems"] == []
+    assert champion["screen"]["value_low"] < champion["estimates"]["dr"]["value"] < champion["screen"]["value_high"]
+    assert main([*arguments[:3], "--policy", "nobody"]) == 2
+    assert "no policy 'nobody'" in capsys.readouterr().err

@@ -35,7 +35,7 @@ __all__ = [
 
 Float32Array = NDArray[np.float32]
 _DECIMALS = 6
-"""Of features when a policy is asked about them again: in 32 bits .7 is less than .7, and a threshold there would decide
+"""Of features when a policy is asked about them again: in 32 bits .7 is below .7, and a threshold there would decide
 otherwise than it did when the log was made."""
 
 

@@ -15,10 +15,12 @@ __all__ = ["betting_lower_bound", "gaffke_lower_bound", "gaffke_p_value"]
 
 _DRAWS = 4_000
 _CHUNK_VALUES = 4_000_000
-_BETS = (np.arange(25) + 0.5) / 25
-_BISECTIONS = 60
-_MAX_SINGLE = 10_000
-"""So many of the largest values are kept as they are; the rest, if there are more, in as many groups."""
+_BETS = np.append(np.geomspace(2**-12, 0.0125, 8), (np.arange(25) + 0.5) / 25)
+"""The best bet shrinks with √n: even steps for up to some hundred values, geometric ones for up to a million."""
+_BISECTIONS = 50
+_MAX_VALUES = 10_000
+_GROUPS = 5_000
+"""More values than the former are rounded down in this many groups."""
 
 
 def gaffke_lower_bound(values: FloatArray, alpha: float, seed: int) -> float:
@@ -53,18 +55,15 @@ def gaffke_p_value(values: FloatArray, mean: float, seed: int) -> float:
 
 
 def _draw_gaffke_means(values: FloatArray, seed: int) -> FloatArray:
-    """Draw Σ u_i x_i; the parts of equal values are drawn as one, their sum has a gamma distribution."""
-    found, counts = _group(values)
+    """Draw Σ u_i x_i; the parts of several equal values are drawn as one, their sum has a gamma distribution."""
+    found, counts, n_zero = _group(values)
     rng = np.random.default_rng(seed)
-    is_positive = found > 0
-    left_over = 1 + int(counts[~is_positive].sum())
-    found, counts = found[is_positive], counts[is_positive]
     means = np.empty(_DRAWS)
     step = max(_CHUNK_VALUES // (len(found) + 1), 1)
     for start in range(0, _DRAWS, step):
         n_draws = min(step, _DRAWS - start)
         parts = _draw_parts(rng, counts, n_draws)
-        means[start : start + step] = parts @ found / (parts.sum(axis=1) + rng.standard_gamma(left_over, n_draws))
+        means[start : start + step] = parts @ found / (parts.sum(axis=1) + rng.standard_gamma(1 + n_zero, n_draws))
     return means
 
 
@@ -80,8 +79,8 @@ def _draw_parts(rng: np.random.Generator, counts: IntArray, n_draws: int) -> Flo
 def betting_lower_bound(values: FloatArray, alpha: float) -> float:
     """Return the largest mean that a mixture of constant bets refutes from below; valid for every n.
 
-    K(m) = mean over λ of Π_i (1 + λ (x_i / m − 1)), λ on 25 points of (0, 1), is at most 1 in expectation if the true
-    mean is m or less, so the true mean exceeds every m with K(m) ≥ 1/α, with probability 1 − α (Ville; Markov).
+    K(m) = mean over λ of Π_i (1 + λ (x_i / m − 1)), λ on fixed points of (0, 1), is at most 1 in expectation if the
+    true mean is m or less, so it exceeds every m with K(m) ≥ 1/α, with probability 1 − α (Ville; Markov).
 
     Args:
         values: [n] independent, ≥ 0.
@@ -89,34 +88,36 @@ def betting_lower_bound(values: FloatArray, alpha: float) -> float:
 
     Source: Waudby-Smith & Ramdas (2024), JRSS B 86, 1–27.
     """
-    found, counts = _group(values)
-    low, high = 0.0, float(found @ counts / counts.sum())
+    found, counts, n_zero = _group(values)
+    low, high = 0.0, float(found @ counts / len(values))
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        is_refuted = middle > 0 and _log_wealth(found, counts, middle) >= -np.log(alpha)
+        is_refuted = middle > 0 and _log_wealth(found, counts, n_zero, middle) >= -np.log(alpha)
         low, high = (middle, high) if is_refuted else (low, middle)
     return low
 
 
-def _log_wealth(values: FloatArray, counts: IntArray, mean: float) -> float:
-    growth = np.array([np.log1p(bet * (values / mean - 1)) @ counts for bet in _BETS])
+def _log_wealth(values: FloatArray, counts: IntArray, n_zero: int, mean: float) -> float:
+    growth = np.array([np.log1p(bet * (values / mean - 1)) @ counts + n_zero * np.log1p(-bet) for bet in _BETS])
     top = growth.max()
     return float(top + np.log(np.mean(np.exp(growth - top))))
 
 
-def _group(values: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return different values in ascending order and how often each stands there.
+def _group(values: FloatArray) -> tuple[FloatArray, IntArray, int]:
+    """Return positive values in ascending order, how often each counts, and how many are 0.
 
-    Beyond `_MAX_SINGLE` of them, all but the largest are rounded down to the least one of their group.
+    Of more than `_MAX_VALUES`, groups of about equal sums are rounded down to their least; the largest stay alone.
 
     Raises:
         ValueError: there are none, or one is negative or not finite.
     """
     if len(values) == 0 or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("the bound needs at least one value, all of them finite and not negative")
-    found, counts = np.unique(values, return_counts=True)
-    n_small = len(found) - _MAX_SINGLE
-    if n_small <= _MAX_SINGLE:
-        return found, counts
-    starts = np.append(np.linspace(0, n_small, _MAX_SINGLE, endpoint=False).astype(int), np.arange(n_small, len(found)))
-    return found[starts], np.add.reduceat(counts, starts)
+    found = np.sort(values[values > 0])
+    n_zero = len(values) - len(found)
+    if len(found) <= _MAX_VALUES:
+        return found, np.ones(len(found), dtype=np.int64), n_zero
+    share = np.cumsum(found) / found.sum()
+    starts = np.unique(np.searchsorted(share, np.arange(_GROUPS) / _GROUPS, side="right"))
+    starts = np.unique(np.append(starts[starts < len(found)], 0))
+    return found[starts], np.diff(np.append(starts, len(found))), n_zero
