@@ -12,6 +12,5 @@ report, page gate_report.json and its HTML page
 stage        units of tasks on Ray, resumable
 command      `celr-ray gate`: registry, audit log, promotion
 
-`celr_ray.cortex.gatekeeper.PromotionGate` is the front door. Everything but `stage`, `live`, `page` and `command` is pure
-logic.
+`celr_ray.cortex.gatekeeper.PromotionGate` is the front door.
 """

@@ -154,7 +154,7 @@ class Criteria:
         cap = self._plan.cap_usd
         for role in self._plan.roles:
             success, cost = outcomes[role].success, outcomes[role].cost_usd
-            if not (0 <= success <= 1 and 0 <= cost):
+            if not (0 <= success <= 1 and cost >= 0):
                 return GateVerdict.INCONCLUSIVE, [f"the {role}'s result on {task_id!r} is no result: {success}, {cost}"]
             if cost > cap * (1 + 1e-9):
                 text = (
@@ -198,9 +198,9 @@ class Criteria:
         if self.n < self._min_cost:
             found.append(f"{self.n} tasks prove nothing about cost: it takes {self._min_cost}")
         if self.n < self._min_unsafe:
-            rate = self._config.max_unsafe_rate
+            rate, needed = self._config.max_unsafe_rate, self._min_unsafe
             found.append(
-                f"{self.n} tasks without an unsafe run do not rule out a rate of {rate:.2%}: it takes {self._min_unsafe}"
+                f"{self.n} tasks without an unsafe run do not rule out a rate of {rate:.2%}: it takes {needed}"
             )
         if unseen := self._plan.must_pass - set(self._plan.task_ids[: self.n]):
             found.append(f"{len(unseen)} must-pass tasks have not been run")

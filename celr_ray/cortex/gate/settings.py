@@ -40,7 +40,7 @@ class GateConfig(Section):
     min_cost_tasks: int = Field(MIN_COST_TASKS, ge=2, description="fewer tasks prove nothing about cost")
     strict_cost: bool = Field(
         False,
-        description="test cost by Gaffke's bound at the cap, which allows for explosions that were not seen; needs many "
+        description="test cost by Gaffke's bound at the cap, which allows for explosions that were not seen; takes far "
         "more tasks",
     )
     cap_factor: float = Field(
