@@ -38,7 +38,7 @@ from celr_ray.core.transcript import Transcript
 from celr_ray.core.verifier import ModelCheck, PythonTestsCheck
 from celr_ray.cortex.actions import BoolArray, FloatArray
 from celr_ray.cortex.difficulty import DifficultyModel, load_difficulty
-from celr_ray.cortex.policy import EpsilonSoft, Policy, load_policy
+from celr_ray.cortex.policy import EpsilonSoft, Policy, find_fallbacks, load_policy
 from celr_ray.cortex.state import FEATURE_INDEX, SCHEMA_HASH
 from celr_ray.errors import ConfigError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -191,9 +191,7 @@ class ExecuteFactory:
 class _Executor:
     """Runs units with the same models."""
 
-    def __init__(
-        self, job: ExecuteJob, ladder: TierLadder, policy: Policy, clients: Mapping[str, ModelClient]
-    ) -> None:
+    def __init__(self, job: ExecuteJob, ladder: TierLadder, policy: Policy, clients: Mapping[str, ModelClient]) -> None:
         self._job = job
         self._ladder = ladder
         self._models = Models(ladder, clients)
@@ -239,6 +237,7 @@ class _Executor:
             "rows_out": len(tasks),
             "rejected": rejected,
             **_count(results, world.transcripts),
+            "fallbacks": int(find_fallbacks(self._policy, results.decisions.obs).sum()),
         }
 
     def _describe(self, episodes: Episodes, row: int) -> dict[str, Any]:

@@ -80,10 +80,11 @@ class LearnedPolicy:
     def _probabilities(self, obs: FloatArray, mask: BoolArray) -> FloatArray:
         finite, known = self._look(obs)
         self._count(finite, known)
-        decided = self._decide(self._network.scores(obs if finite.all() else np.nan_to_num(obs)), mask)
-        if not known.all():
-            rows = np.flatnonzero(~known)
-            decided[rows] = self._heuristic.probabilities(obs[rows], mask[rows])
+        if known.all():
+            return self._decide(self._network.scores(obs), mask)
+        decided = self._decide(self._network.scores(np.where(known[:, None], obs, 0.0)), mask)
+        rows = np.flatnonzero(~known)
+        decided[rows] = self._heuristic.probabilities(obs[rows], mask[rows])
         return decided
 
     def is_fallback(self, obs: FloatArray) -> BoolArray:

@@ -25,6 +25,7 @@ __all__ = [
     "Policy",
     "RandomPolicy",
     "check_probabilities",
+    "find_fallbacks",
     "load_policy",
     "sample_actions",
 ]
@@ -97,6 +98,10 @@ class EpsilonSoft:
         )
         self.start_tier = policy.start_tier
 
+    def is_fallback(self, obs: FloatArray) -> BoolArray:
+        """Tell for states [K, D] whether the policy that is followed leaves them to a simpler one."""
+        return find_fallbacks(self._policy, obs)
+
     def probabilities(self, obs: FloatArray, mask: BoolArray) -> FloatArray:
         """Return (1 − ε)·π + ε·(uniform over allowed and safe actions); where none is safe, π alone."""
         own = self._policy.probabilities(obs, mask)
@@ -104,6 +109,12 @@ class EpsilonSoft:
         n_safe = safe.sum(axis=1, keepdims=True)
         uniform = np.where(n_safe > 0, safe / np.maximum(n_safe, 1), own)
         return np.asarray((1 - self._epsilon) * own + self._epsilon * uniform)
+
+
+def find_fallbacks(policy: Policy, obs: FloatArray) -> BoolArray:
+    """Tell for states [K, D] whether a policy leaves them to a simpler one; most policies have none."""
+    is_fallback = getattr(policy, "is_fallback", None)
+    return np.zeros(len(obs), dtype=bool) if is_fallback is None else np.asarray(is_fallback(obs))
 
 
 def check_probabilities(probabilities: FloatArray, mask: BoolArray, policy: str) -> None:

@@ -1,13 +1,12 @@
-"""What a policy has seen: whether a state is like those it was trained on, by three cheap looks.
+"""What a policy has seen: whether a state is like those it was trained on, by four cheap looks.
 
-1. Range: a feature that was only ever 0 or 1 must have a value that was seen; any other lies within the range seen,
-   widened by a margin.
-2. Distance: the squared Mahalanobis distance from the mean of the training states, against a threshold from their own
+1. Range: every feature lies within the range seen, widened by a margin.
+2. Levels: a feature that only ever had a few values (a flag, a tier) has one of them.
+3. Pairs: any two of those features had their two values together before. "Passed" and "failed" were each seen, never
+   both at once. This look is taken only if few training states would fail it when left out themselves; with few logs
+   it would reject too many good states.
+4. Distance: the squared Mahalanobis distance from the mean of the training states, against a threshold from their own
    distances.
-3. Patterns: the combination of all the 0/1 features was seen. A learned value of a combination never seen is an
-   extrapolation however near its parts are. This look is taken only if training saw almost all the combinations that
-   occur, by the estimate of Good and Turing (combinations seen once, over states); with few logs it would reject too
-   many good states.
 
 A state with a number that is not finite is not for this module.
 """
@@ -21,14 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
+from celr_ray.cortex.actions import BoolArray, FloatArray
 from celr_ray.errors import PolicyError
 
 __all__ = ["Support", "SupportConfig", "fit_support"]
 
-_MAX_BITS = 64
 _CHUNK = 65536
-_KINDS = {"low": "f4", "high": "f4", "is_binary": "b1", "mean": "f8", "whiten": "f8", "threshold": "f8"}
+_ROUNDING = 1e-6
+"""Logs hold features as 32-bit numbers, the runtime has 64 bits: no look may tell .7 from .7."""
 
 
 @dataclass(frozen=True)
@@ -37,44 +36,51 @@ class SupportConfig:
 
     Attributes:
         margin: what the range of a feature is widened by on each side, as a share of the range.
+        max_levels: a feature with at most so many values, each seen twice or more, has levels; flags always have.
+        max_left_out: share of training states that may fail the look at pairs when left out themselves; above it, that
+            look is not taken.
         quantile: of the training states' squared distances; the threshold is above it.
         slack: the threshold over that quantile.
         ridge: added to each variance of the standardised features, so that features that depend on each other have a
             finite distance.
-        max_unseen: patterns are looked at only if at most this share of states is estimated to have unseen ones.
+        min_spread: least standard deviation of a feature, as a share of its range, so that rare flags do not rule.
     """
 
     margin: float = 0.1
+    max_levels: int = 4
+    max_left_out: float = 0.01
     quantile: float = 0.999
-    slack: float = 2.0
+    slack: float = 1.5
     ridge: float = 0.01
-    max_unseen: float = 0.005
+    min_spread: float = 0.25
 
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """The states that a policy was trained on, as far as three looks can tell.
+    """The states that a policy was trained on, as far as the looks can tell; D features, L levels of all together.
 
     Attributes:
         low, high: [D] least and greatest values that pass.
-        is_binary: [D] only 0 and 1 (or one of them) were seen.
+        level_feature: [L] which feature (a whole number) a level is of; ascending.
+        level_value: [L] its value.
+        unseen: [L, L] 1 where the two levels were never seen together; all 0 = not looked at.
         mean: [D] of the training states.
         whiten: [D, D]; the squared length of (x − mean) @ whiten is the squared distance.
         threshold: greatest squared distance that passes; shape ().
-        patterns: the combinations of the binary features that were seen, packed to 64 bits and sorted; None = not
-            looked at.
         facts: how it was learned, for manifests.
     """
 
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    is_binary: BoolArray
+    low: FloatArray
+    high: FloatArray
+    level_feature: FloatArray
+    level_value: FloatArray
+    unseen: FloatArray
     mean: FloatArray
     whiten: FloatArray
     threshold: FloatArray
-    patterns: NDArray[np.uint64] | None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    _binary: IntArray = field(init=False, repr=False)
+    _columns: NDArray[np.intp] = field(init=False, repr=False)
+    _n_discrete: int = field(init=False, repr=False)
     _bounds: tuple[FloatArray, FloatArray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,30 +89,33 @@ class Support:
         Raises:
             PolicyError: they do not fit together, or a number is not finite.
         """
-        n = len(self.low)
-        shapes = {"low": (n,), "high": (n,), "is_binary": (n,), "mean": (n,), "whiten": (n, n), "threshold": ()}
+        n, n_levels = len(self.low), len(self.level_feature)
+        shapes = {
+            **dict.fromkeys(("low", "high", "mean"), (n,)),
+            **dict.fromkeys(("level_feature", "level_value"), (n_levels,)),
+            "unseen": (n_levels, n_levels),
+            "whiten": (n, n),
+            "threshold": (),
+        }
         for name, shape in shapes.items():
             array = getattr(self, name)
-            if array.shape != shape or array.dtype != np.dtype(_KINDS[name]) or not np.isfinite(array).all():
-                raise PolicyError(f"{name} of the support is not {shape} finite numbers of type {_KINDS[name]}")
-        if self.patterns is not None and (self.patterns.ndim != 1 or self.patterns.dtype != np.uint64):
-            raise PolicyError("patterns of the support are no list of 64-bit numbers")
-        object.__setattr__(self, "_binary", np.flatnonzero(self.is_binary))
-        # rounding a share to float32 must not push it out; 0 and 1 are exact
-        slack = np.where(self.is_binary, 0.0, 1e-6)
-        object.__setattr__(self, "_bounds", (self.low - slack, self.high + slack))
+            if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+                raise PolicyError(f"{name} of the support is not {shape} finite numbers of 64 bits")
+        columns = self.level_feature.astype(np.intp)
+        if not (columns == self.level_feature).all() or not ((columns >= 0) & (columns < n)).all():
+            raise PolicyError("level_feature of the support names features that there are not")
+        object.__setattr__(self, "_columns", columns)
+        object.__setattr__(self, "_n_discrete", len(np.unique(columns)))
+        object.__setattr__(self, "_bounds", (self.low - _ROUNDING, self.high + _ROUNDING))
 
     def contains(self, obs: FloatArray) -> BoolArray:
         """Tell for finite states [K, D] which are like those seen."""
         low, high = self._bounds
-        within = (obs >= low) & (obs <= high)
-        binary = obs[:, self._binary]
-        inside = within.all(axis=1) & ((binary == 0) | (binary == 1)).all(axis=1)
+        inside = ((obs >= low) & (obs <= high)).all(axis=1)
+        levels = _find_levels(obs, self._columns, self.level_value)
+        inside &= levels.sum(axis=1) == self._n_discrete
+        inside &= np.einsum("kl,kl->k", levels @ self.unseen, levels) == 0
         inside &= self.distance(obs) <= self.threshold
-        if self.patterns is not None:
-            keys = _pack(binary)
-            at = np.minimum(np.searchsorted(self.patterns, keys), len(self.patterns) - 1)
-            inside &= self.patterns[at] == keys
         return np.asarray(inside)
 
     def distance(self, obs: FloatArray) -> FloatArray:
@@ -114,10 +123,9 @@ class Support:
         white = (obs - self.mean) @ self.whiten
         return np.asarray(np.einsum("kd,kd->k", white, white))
 
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
+    def to_arrays(self) -> dict[str, FloatArray]:
         """Return the arrays by name, as `from_arrays` takes them."""
-        arrays = {name: getattr(self, name) for name in _KINDS}
-        return arrays if self.patterns is None else {**arrays, "patterns": self.patterns}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any] | None = None) -> Support:
@@ -126,9 +134,17 @@ class Support:
         Raises:
             PolicyError: one is missing or surplus, or they do not fit together.
         """
-        if set(arrays) - {"patterns"} != set(_KINDS):
-            raise PolicyError(f"a support has the arrays {', '.join(_KINDS)}; found {', '.join(sorted(arrays))}")
-        return cls(**{name: arrays[name] for name in _KINDS}, patterns=arrays.get("patterns"), facts=facts or {})
+        if set(arrays) != set(_ARRAYS):
+            raise PolicyError(f"a support has the arrays {', '.join(_ARRAYS)}; found {', '.join(sorted(arrays))}")
+        return cls(**arrays, facts=facts or {})
+
+
+_ARRAYS = ("low", "high", "level_feature", "level_value", "unseen", "mean", "whiten", "threshold")
+
+
+def _find_levels(obs: FloatArray, columns: NDArray[np.intp], values: FloatArray) -> FloatArray:
+    """Return 1 [K, L] where a state has a level, else 0."""
+    return (np.abs(obs[:, columns] - values) <= _ROUNDING).astype(np.float64)
 
 
 def fit_support(obs: ArrayLike, config: SupportConfig | None = None) -> Support:
@@ -145,64 +161,78 @@ def fit_support(obs: ArrayLike, config: SupportConfig | None = None) -> Support:
     states = np.asarray(obs, dtype=np.float64)
     if states.ndim != 2 or not states.size or not np.isfinite(states).all():
         raise PolicyError(f"a support is learned from finite states [N, D], at least one; got shape {states.shape}")
-    is_binary = ((states == 0) | (states == 1)).all(axis=0)
     low, high = states.min(axis=0), states.max(axis=0)
-    margin = np.where(is_binary, 0.0, config.margin * (high - low))
-    mean, whiten = _whiten(states, config.ridge)
-    patterns, unseen = _learn_patterns(states[:, is_binary], config.max_unseen)
+    margin = config.margin * (high - low)
+    features, values = _list_levels(states, config.max_levels)
+    unseen, left_out = _find_unseen(states, features, values)
+    takes_pairs = left_out <= config.max_left_out
+    mean, whiten = _whiten(states, np.maximum(states.std(axis=0), config.min_spread * (high - low)), config.ridge)
     support = Support(
-        low=(low - margin).astype(np.float32),
-        high=(high + margin).astype(np.float32),
-        is_binary=is_binary,
+        low=low - margin,
+        high=high + margin,
+        level_feature=features.astype(np.float64),
+        level_value=values,
+        unseen=unseen if takes_pairs else np.zeros_like(unseen),
         mean=mean,
         whiten=whiten,
         threshold=np.array(0.0),
-        patterns=patterns,
     )
     threshold = _choose_threshold(support, states, config)
     facts = {
-        "looks": ["range", "distance", *([] if patterns is None else ["patterns"])],
+        "looks": ["range", "levels", *(["pairs"] if takes_pairs else []), "distance"],
         "n_states": len(states),
-        "n_binary": int(is_binary.sum()),
-        "n_patterns": None if patterns is None else len(patterns),
-        "unseen_patterns": unseen,
+        "n_levels": len(values),
+        "left_out": left_out,
         "threshold": threshold,
         **vars(config),
     }
     return replace(support, threshold=np.array(threshold), facts=facts)
 
 
-def _choose_threshold(support: Support, states: FloatArray, config: SupportConfig) -> float:
-    chunks = [support.distance(states[start : start + _CHUNK]) for start in range(0, len(states), _CHUNK)]
-    threshold = config.slack * float(np.quantile(np.concatenate(chunks), config.quantile))
-    return max(threshold, float(states.shape[1]))  # D is the mean distance; where all states are alike they have 0
+def _list_levels(states: FloatArray, max_levels: int) -> tuple[NDArray[np.intp], FloatArray]:
+    """Return the features and values of all levels."""
+    features, values = [], []
+    for column, seen in enumerate(states.T):
+        levels, counts = np.unique(np.round(seen, 6), return_counts=True)
+        is_flag = bool(np.isin(levels, (0, 1)).all())
+        if is_flag or (len(levels) <= max_levels and counts.min() > 1):  # else further values are to be expected
+            features += [column] * len(levels)
+            values += levels.tolist()
+    return np.array(features, dtype=np.intp), np.array(values, dtype=np.float64)
 
 
-def _whiten(states: FloatArray, ridge: float) -> tuple[FloatArray, FloatArray]:
+def _find_unseen(states: FloatArray, features: NDArray[np.intp], values: FloatArray) -> tuple[FloatArray, float]:
+    """Return which pairs of levels were never seen, [L, L], and the share of states with a pair that only they have."""
+    together = np.zeros((len(values),) * 2)
+    for part in _split(states):
+        levels = _find_levels(part, features, values)
+        together += levels.T @ levels
+    once = (together == 1).astype(np.float64)
+    alone = 0
+    for part in _split(states):
+        levels = _find_levels(part, features, values)
+        alone += int(np.count_nonzero(np.einsum("kl,kl->k", levels @ once, levels)))
+    return (together == 0).astype(np.float64), alone / len(states)
+
+
+def _whiten(states: FloatArray, spread: FloatArray, ridge: float) -> tuple[FloatArray, FloatArray]:
     """Return the mean, and the matrix whose product with x − mean has the Mahalanobis length."""
     mean = states.mean(axis=0)
-    spread = states.std(axis=0)
-    spread = np.where(spread > 1e-9, spread, 1.0)
-    standard = np.zeros((states.shape[1],) * 2)
-    for start in range(0, len(states), _CHUNK):
-        part = (states[start : start + _CHUNK] - mean) / spread
-        standard += part.T @ part
-    values, vectors = np.linalg.eigh(standard / len(states))
-    whiten = vectors / np.sqrt(np.maximum(values, 0.0) + ridge)
+    spread = np.where(spread > _ROUNDING, spread, 1.0)
+    covariance = np.zeros((states.shape[1],) * 2)
+    for part in _split(states):
+        standard = (part - mean) / spread
+        covariance += standard.T @ standard
+    variances, vectors = np.linalg.eigh(covariance / len(states))
+    whiten = vectors / np.sqrt(np.maximum(variances, 0.0) + ridge)
     return mean, np.ascontiguousarray(whiten / spread[:, None])
 
 
-def _learn_patterns(binary: FloatArray, max_unseen: float) -> tuple[NDArray[np.uint64] | None, float]:
-    """Return the patterns if enough of them were seen, and the estimated share of states with unseen ones."""
-    if binary.shape[1] > _MAX_BITS:
-        return None, 1.0
-    patterns, counts = np.unique(_pack(binary), return_counts=True)
-    unseen = float((counts == 1).sum() / len(binary))
-    return (patterns if unseen <= max_unseen else None), unseen
+def _choose_threshold(support: Support, states: FloatArray, config: SupportConfig) -> float:
+    distances = np.concatenate([support.distance(part) for part in _split(states)])
+    threshold = config.slack * float(np.quantile(distances, config.quantile))
+    return max(threshold, float(states.shape[1]))  # D is the mean distance; where all states are alike they have 0
 
 
-def _pack(binary: FloatArray) -> NDArray[np.uint64]:
-    """Pack flags [K, B ≤ 64] to one number for each row."""
-    packed = np.zeros((len(binary), 8), dtype=np.uint8)
-    packed[:, : (binary.shape[1] + 7) // 8] = np.packbits(binary > 0.5, axis=1)
-    return packed.view("<u8")[:, 0].astype(np.uint64)
+def _split(states: FloatArray) -> list[FloatArray]:
+    return [states[start : start + _CHUNK] for start in range(0, len(states), _CHUNK)]
