@@ -116,7 +116,7 @@ def run_plain(logs: Path, out: Path) -> dict[str, Any]:
         "rewards",
         "terminateds",
         "behavior",
-        "return_to_go",
+        "to_go",
     )
     columns: dict[str, list[Any]] = {name: [] for name in names}
     actions: dict[str, int] = {}

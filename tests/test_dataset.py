@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import LOOP, count_calls, ingest, kill_at_call, read_rows
+from s3_server import S3Server, aws_environment
 from test_execute import blunder, decisions, make_tasks, run, solve
 
 import celr_ray
@@ -180,6 +182,36 @@ def test_ray_gives_what_the_loop_gives(made, tmp_path, local_ray):
         split: celr_ray.read_transitions(str(tmp_path / "out"), split).count() for split in ("train", "validation")
     }
     assert counted == read_dataset_record(str(made / "out"))["transitions"]
+    batch = celr_ray.read_transitions(str(tmp_path / "out")).take_batch(16)
+    whole = load_transitions(str(made / "out"))
+    places = {(whole.eps_id[e], t): row for row, (e, t) in enumerate(zip(whole.episode, whole.t, strict=True))}
+    rows = [
+        places[key] for key in zip(batch["eps_id"], batch["t"], strict=True)
+    ]  # Ray Data reads files in any order
+    np.testing.assert_array_equal(np.stack(batch["obs"]), whole.obs[rows])
+
+
+def test_logs_and_dataset_may_lie_on_an_object_store(made, tmp_path, monkeypatch):
+    server = S3Server(tmp_path / "s3")
+    server.start()
+    try:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in aws_environment(server.port).items():
+            monkeypatch.setenv(name, value)
+        server.client().create_bucket(Bucket="dataset")
+        storage.write_bytes("s3://dataset/logs/logs.jsonl", (made / "logs.jsonl").read_bytes())
+        out = "s3://dataset/out"
+        report = run_dataset(["s3://dataset/logs"], out, ingest=IngestConfig(split_bytes=100_000), runtime=LOOP)
+        assert report.units > 3
+        assert read_dataset_record(out) == read_dataset_record(str(made / "out"))
+        for split in ("train", "validation"):
+            ours, theirs = load_transitions(out, split), load_transitions(str(made / "out"), split)
+            np.testing.assert_array_equal(ours.eps_id, theirs.eps_id)
+            np.testing.assert_array_equal(ours.obs, theirs.obs)
+            assert sum(map(len, iter_transitions(out, split, 50))) == len(theirs)
+    finally:
+        server.kill()
 
 
 def test_seed_and_share_change_order_split_and_hash(made, tmp_path):
