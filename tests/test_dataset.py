@@ -185,9 +185,7 @@ def test_ray_gives_what_the_loop_gives(made, tmp_path, local_ray):
     batch = celr_ray.read_transitions(str(tmp_path / "out")).take_batch(16)
     whole = load_transitions(str(made / "out"))
     places = {(whole.eps_id[e], t): row for row, (e, t) in enumerate(zip(whole.episode, whole.t, strict=True))}
-    rows = [
-        places[key] for key in zip(batch["eps_id"], batch["t"], strict=True)
-    ]  # Ray Data reads files in any order
+    rows = [places[key] for key in zip(batch["eps_id"], batch["t"], strict=True)]  # Ray Data reads files in any order
     np.testing.assert_array_equal(np.stack(batch["obs"]), whole.obs[rows])
 
 
