@@ -104,7 +104,7 @@ class Broken(_Scripted):
         if self._kind == "masked-action":
             return np.asarray(~mask / np.maximum((~mask).sum(axis=1, keepdims=True), 1))
         if self._kind == "out-of-range-action":
-            return np.eye(N_ACTIONS + 1)[np.full(len(mask), N_ACTIONS)]
+            return np.asarray(np.eye(N_ACTIONS + 1)[np.full(len(mask), N_ACTIONS)])
         scores = np.where(mask, (obs * np.nan).sum(axis=1, keepdims=True), 0.0)
         return np.asarray(scores / scores.sum(axis=1, keepdims=True))
 

@@ -22,7 +22,7 @@ from enum import StrEnum
 import numpy as np
 
 from celr_ray.cortex.actions import FloatArray
-from celr_ray.cortex.evaluation.sequential import SequentialTest, watch_cost, watch_success
+from celr_ray.cortex.evaluation.sequential import Levels, SequentialTest, watch_cost, watch_success
 from celr_ray.cortex.evaluation.statistics import (
     Decision,
     RegressedTask,
@@ -105,16 +105,17 @@ class Criteria:
 
     def _make_tests(self) -> dict[str, SequentialTest]:
         config, n, seed = self._config, self._n, self._config.seed
-        replays, half = self._plan.replays, config.levels.share(2)
+        levels = Levels(config.level_early, config.level_final, config.level_futility)
+        replays, half = self._plan.replays, levels.share(2)
         cap, strict = self._plan.cap_usd, config.strict_cost
         tests = {
-            NEEDED[0]: watch_success(n, config.success_margin, config.levels, replays=replays, seed=seed),
-            NEEDED[2]: watch_cost(n, config.cost_ratio, config.levels, cap=cap, is_strict=strict, seed=seed),
+            NEEDED[0]: watch_success(n, config.success_margin, levels, replays=replays, seed=seed),
+            NEEDED[2]: watch_cost(n, config.cost_ratio, levels, cap=cap, is_strict=strict, seed=seed),
             EITHER[0]: watch_success(n, 0.0, half, replays=replays, seed=seed),
             EITHER[1]: watch_cost(n, 1.0, half, cap=cap, is_strict=strict, seed=seed),
         }
         if "anchor" in self._plan.roles:
-            tests[NEEDED[1]] = watch_success(n, config.success_margin, config.levels, replays=replays, seed=seed)
+            tests[NEEDED[1]] = watch_success(n, config.success_margin, levels, replays=replays, seed=seed)
         return tests
 
     @property

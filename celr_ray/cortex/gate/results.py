@@ -150,7 +150,7 @@ def _check_figures(table: pa.Table) -> str | None:
     for text, rows in wrong.items():
         if rows.any():
             at = int(np.flatnonzero(rows)[0])
-            where = _name(tuple(table[name][at].as_py() for name in ("task_id", "role", "replay")))  # type: ignore[arg-type]
+            where = _name(tuple(table[name][at].as_py() for name in ("task_id", "role", "replay")))
             return f"{int(rows.sum())} results have {text}, first {where}"
     return None
 

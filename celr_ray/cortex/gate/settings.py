@@ -7,8 +7,6 @@ from typing import Literal
 from pydantic import Field
 
 from celr_ray.cortex.evaluation.replay import SyntheticVerifier
-from celr_ray.cortex.evaluation.sequential import Levels
-from celr_ray.cortex.evaluation.statistics import MIN_COST_TASKS
 from celr_ray.settings import Section
 
 __all__ = ["GateConfig"]
@@ -37,7 +35,7 @@ class GateConfig(Section):
     max_fallback_rate: float = Field(
         0.02, ge=0, le=1, description="most decisions that the candidate may leave to the heuristic"
     )
-    min_cost_tasks: int = Field(MIN_COST_TASKS, ge=2, description="fewer tasks prove nothing about cost")
+    min_cost_tasks: int = Field(200, ge=2, description="fewer tasks prove nothing about cost")
     strict_cost: bool = Field(
         False,
         description="test cost by Gaffke's bound at the cap, which allows for explosions that were not seen; takes far "
@@ -69,8 +67,3 @@ class GateConfig(Section):
     def alpha(self) -> float:
         """Return the error of a false PASS, early and last test together."""
         return self.level_early + self.level_final
-
-    @property
-    def levels(self) -> Levels:
-        """Return the levels of the sequential tests."""
-        return Levels(self.level_early, self.level_final, self.level_futility)
