@@ -83,9 +83,11 @@ class Claim:
 
     def release(self) -> None:
         """Take the claim back; if the store does not answer, others will clear it."""
-        with suppress(PolicyError):
-            self._store.delete_tag(self._name, self._key)
-        forget_owner(self._owner)
+        try:
+            with suppress(PolicyError):
+                self._store.delete_tag(self._name, self._key)
+        finally:
+            forget_owner(self._owner)
 
 
 def _age_s(owner: Owner) -> float:
