@@ -372,12 +372,14 @@ EPISODE_SCHEMA = pa.schema(
         _required("final_tier", pa.int64()),
         _required("n_attempts", pa.int64()),
         _required("n_failed_calls", pa.int64()),
+        _required("n_fallbacks", pa.int64()),
         _required("actions", pa.list_(pa.string())),
         _required("prompt_tokens", pa.int64()),
         _required("output_tokens", pa.int64()),
     ]
 )
-"""One row for each task that was executed; a success of null = the task has no checker."""
+"""One row for each task that was executed. A success of null = the task has no checker. n_fallbacks: decisions that the
+policy left to a simpler one."""
 
 BANK_TASK_SCHEMA = pa.schema(
     [

@@ -46,7 +46,7 @@ from celr_ray.schema import EPISODE_SCHEMA
 from celr_ray.stage import StagePlan, StageReport, check_run_folder, hash_json, open_stage, part_name, run_stage
 from celr_ray.training.engine import engine_environment
 
-__all__ = ["execute_plan", "run_execute"]
+__all__ = ["Executor", "execute_plan", "open_worker_clients", "run_execute"]
 
 _logger = logging.getLogger(__name__)
 
@@ -180,18 +180,27 @@ class ExecuteFactory:
     def __call__(self) -> UnitFunction:
         """Read the tasks and open the models."""
         ladder = load_tiers(self.job.tiers)
-        return _Executor(self.job, ladder, self.policy, self.clients or self._open_clients(ladder)).run_unit
-
-    def _open_clients(self, ladder: TierLadder) -> Mapping[str, ModelClient]:
-        """Load the models; engines on CPU compute on this worker's share of the machine."""
-        n_cpus = len(os.sched_getaffinity(0))
-        return open_clients(ladder, num_threads=max(n_cpus // self.job.execute.concurrency, 1))
+        return Executor(self.job, ladder, self.policy, self.clients or open_worker_clients(self.job, ladder)).run_unit
 
 
-class _Executor:
-    """Runs units with the same models."""
+def open_worker_clients(job: ExecuteJob, ladder: TierLadder) -> Mapping[str, ModelClient]:
+    """Load the models in a worker; engines on CPU compute on its share of the machine."""
+    n_cpus = len(os.sched_getaffinity(0))
+    return open_clients(ladder, num_threads=max(n_cpus // job.execute.concurrency, 1))
+
+
+class Executor:
+    """Runs tasks with the same models."""
 
     def __init__(self, job: ExecuteJob, ladder: TierLadder, policy: Policy, clients: Mapping[str, ModelClient]) -> None:
+        """Read the tasks of a job.
+
+        Args:
+            job: the settings.
+            ladder: the tiers.
+            policy: decides.
+            clients: the tiers' models, by name.
+        """
         self._job = job
         self._ladder = ladder
         self._models = Models(ladder, clients)
@@ -202,8 +211,22 @@ class _Executor:
 
     def run_unit(self, unit: Unit) -> Manifest:
         """Run the episodes of one unit and write them; see `stage.run_stage` for the contract."""
-        config = self._job.execute
         tasks = self._tasks[unit["start"] : unit["stop"]]
+        return self.run_tasks(tasks, unit["run"], unit["index"], n_rejected=unit.get("rejected", 0))
+
+    def run_tasks(self, tasks: Sequence[Task], run: str, index: int, *, n_rejected: int = 0) -> Manifest:
+        """Run the episodes of some tasks together, and write logs and rows.
+
+        Args:
+            tasks: what to run.
+            run: folder for `logs` and `episodes`.
+            index: number of the parts to write.
+            n_rejected: lines of the task file that belong to these tasks' unit and are none.
+
+        Raises:
+            PolicyError: the policy gave no probabilities, or chose what is not allowed.
+        """
+        config = self._job.execute
         seed = self._job.runtime.seed
         columns = make_task_columns(tasks, self._models, self._monitor, self._difficulty, config, seed=seed)
         world = LiveWorld(
@@ -226,18 +249,16 @@ class _Executor:
             make_episode_document(row, transcript, results, self._ladder, self._describe(episodes, row))
             for row, transcript in enumerate(world.transcripts)
         ]
-        run, index = unit["run"], unit["index"]
         logs = b"".join(msgspec.json.encode(document) + b"\n" for document in documents)
         table = _make_table(world.transcripts, results, episodes, self._policy)
         storage.write_parquet(storage.join(run, "episodes", part_name(index)), table)
         storage.write_bytes(storage.join(run, "logs", part_name(index, "jsonl")), logs)
-        rejected = unit.get("rejected", 0)
         return {
-            "rows_in": len(tasks) + rejected,
+            "rows_in": len(tasks) + n_rejected,
             "rows_out": len(tasks),
-            "rejected": rejected,
+            "rejected": n_rejected,
             **_count(results, world.transcripts),
-            "fallbacks": int(find_fallbacks(self._policy, results.decisions.obs).sum()),
+            "fallbacks": int(table["n_fallbacks"].to_numpy().sum()),
         }
 
     def _describe(self, episodes: Episodes, row: int) -> dict[str, Any]:
@@ -311,6 +332,7 @@ def _make_table(transcripts: Sequence[Transcript], results: Results, episodes: E
         "final_tier": episodes.tier,
         "n_attempts": episodes.attempts.sum(axis=1),
         "n_failed_calls": [sum(event.failure is not None for event in t.events) for t in transcripts],
+        "n_fallbacks": np.bincount(decisions.episode[find_fallbacks(policy, decisions.obs)], minlength=n),
         "actions": [[event.action for event in t.events] for t in transcripts],
         "prompt_tokens": tokens[0],
         "output_tokens": tokens[1],
