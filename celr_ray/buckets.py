@@ -12,6 +12,7 @@ import gc
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,30 @@ def plan_bucket_units(run: str) -> list[dict[str, Any]]:
     return [units[bucket] for bucket in sorted(units)]
 
 
+_FOOTERS = 128
+"""Footers that a process keeps: those of a run of 64 parts and 64 buckets take about 100 MB."""
+
+
+@lru_cache(maxsize=_FOOTERS)
+def _read_footer(uri: str, size_bytes: int, modified_ns: int) -> pq.FileMetaData:
+    """Return the footer of a file; every bucket of a run needs those of all its parts."""
+    with storage.open_input(uri) as source:
+        return pq.ParquetFile(source).metadata
+
+
+def open_part(run: str, part: int, source: pa.NativeFile) -> pq.ParquetFile:
+    """Return a part of a run's trajectories as a Parquet file.
+
+    Args:
+        run: run folder.
+        part: its number.
+        source: the opened file.
+    """
+    uri = storage.join(run, "trajectories", part_name(part))
+    file = storage.stat(uri)
+    return pq.ParquetFile(source, metadata=_read_footer(uri, file.size_bytes, file.modified_ns) if file else None)
+
+
 POSITION = "position"
 """Column with a row's number in its bucket, as the files hold it."""
 
@@ -91,7 +116,7 @@ def read_bucket(
     tables = []
     for part, groups in iter_row_groups(row_groups):
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
-            tables.append(pq.ParquetFile(source).read_row_groups(groups, columns=wanted, use_threads=False))
+            tables.append(open_part(run, part, source).read_row_groups(groups, columns=wanted, use_threads=False))
     if not tables:
         schema = TRAJECTORY_SCHEMA if wanted is None else pa.schema([TRAJECTORY_SCHEMA.field(n) for n in wanted])
         return (schema.append(pa.field(POSITION, pa.int64())) if with_positions else schema).empty_table(), 0
@@ -126,7 +151,7 @@ def read_rows(
     names = ["trajectory_id", *columns]
     for part in sorted({part for part, _ in row_groups}) if len(wanted) else ():
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
-            file = pq.ParquetFile(source)
+            file = open_part(run, part, source)
             for owner, group in row_groups:
                 if owner != part:
                     continue

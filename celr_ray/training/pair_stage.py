@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from celr_ray import storage
-from celr_ray.buckets import POSITION, iter_row_groups, plan_bucket_units, read_bucket
+from celr_ray.buckets import POSITION, iter_row_groups, open_part, plan_bucket_units, read_bucket
 from celr_ray.config import PairConfig, RuntimeConfig
 from celr_ray.errors import RunMismatchError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -144,7 +143,7 @@ def _count_rows(run: str, row_groups: Sequence[Sequence[int]], task_ids: pa.Chun
     tables = []
     for part, groups in iter_row_groups(row_groups):
         with storage.open_input(storage.join(run, "trajectories", part_name(part))) as source:
-            tables.append(pq.ParquetFile(source).read_row_groups(groups, columns=["task_id"]))
+            tables.append(open_part(run, part, source).read_row_groups(groups, columns=["task_id"]))
     tasks = pc.index_in(pa.concat_tables(tables)["task_id"], value_set=task_ids.combine_chunks())
     return np.bincount(tasks.to_numpy(), minlength=len(task_ids))
 

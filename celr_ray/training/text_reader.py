@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from celr_ray import storage
-from celr_ray.buckets import iter_row_groups
+from celr_ray.buckets import iter_row_groups, open_part
 from celr_ray.stage import part_name
 from celr_ray.training.conversations import TEXT_SCHEMA
 from celr_ray.training.pairing import ROW
@@ -39,7 +39,7 @@ def read_texts(run: str, row_groups: Sequence[Sequence[int]], positions: Ints, p
     start = 0
     for part, groups in iter_row_groups(row_groups):
         with _open(storage.join(run, "trajectories", part_name(part))) as source:
-            file = pq.ParquetFile(source)
+            file = open_part(run, part, source)
             for group in groups:
                 stop = start + file.metadata.row_group(group).num_rows
                 own = slice(*np.searchsorted(wanted, [start, stop]))
