@@ -317,6 +317,31 @@ def test_bounds_of_very_many_values_are_quick_and_hardly_lower():
     assert gaffke_lower_bound(values, 0.05, 0) == pytest.approx(normal, abs=error)
 
 
+def test_fqe_by_sums_is_the_regression_on_the_rows():
+    log = masked_retry(300, 15)
+    evaluation = retry_evaluation(log)
+    design = np.concatenate([log.obs, np.ones((len(log.t), 1))], axis=1)
+    coefficients = np.zeros((3, design.shape[1]))
+    for _ in range(log.horizon):
+        value = (design @ coefficients.T * evaluation).sum(axis=1)
+        target = log.reward + np.where(log.terminated, 0.0, np.append(value[1:], 0.0))
+        for action in range(3):
+            rows = log.action == action
+            gram = design[rows].T @ design[rows] + 1e-3 * np.eye(design.shape[1])
+            coefficients[action] = np.linalg.solve(gram, design[rows].T @ target[rows])
+    assert fit_q(log, evaluation).predict(log.obs) == pytest.approx(design @ coefficients.T, abs=1e-9)
+    first = (design @ coefficients.T * evaluation).sum(axis=1)[log.t == 0].mean()
+    assert estimate_fqe(log, evaluation).value == pytest.approx(first, abs=1e-9)
+
+
+def test_the_jackknife_knows_how_fqe_varies():
+    found = [estimate_fqe(log, retry_evaluation(log)) for log in (masked_retry(200, seed) for seed in range(100))]
+    covered = [x.ci_low <= RETRY_VALUE <= x.ci_high for x in found]
+    assert np.mean(covered) > 0.85
+    half = np.mean([x.ci_high - x.value for x in found])
+    assert 1.5 < half / np.std([x.value for x in found]) < 4.5
+
+
 def test_a_report_has_every_estimate():
     log = model_win(50, 14)
     assert tuple(estimate_all(log, log.behavior, (-3, 3)).estimates) == ESTIMATORS

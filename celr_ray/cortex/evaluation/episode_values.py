@@ -14,10 +14,11 @@ import numpy as np
 
 from celr_ray.core.episodes import mix_keys
 from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
-from celr_ray.cortex.evaluation.fqe import QFunction, RegressionSums, add_sums, solve_q, sum_regression
+from celr_ray.cortex.evaluation.fqe import QFunction, RegressionSums, add_sums, solve_q, sum_regression, value_q
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes, compute_weights, read_support
 
 __all__ = [
+    "N_FOLDS",
     "EpisodeValues",
     "Fits",
     "PartSums",
@@ -28,6 +29,9 @@ __all__ = [
     "sum_part",
     "value_episodes",
 ]
+
+N_FOLDS = 5
+"""By default: Q̂ is fitted on four fifths of the tasks."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,16 @@ class Fits:
     """What the second pass needs to know of all episodes.
 
     Attributes:
-        q: fitted on all of them, for FQE.
-        q_without: for each fold, fitted on the others, for DR.
+        fqe: value by the Q fitted on all of them.
+        fqe_without: [K] for each fold, value by the Q fitted on the others: a jackknife's.
+        q_without: [K] those, for DR.
         step_weight: [T] mean W_t.
         step_value: [T] mean W_t r_t / mean W_t.
         seed: of the folds.
     """
 
-    q: QFunction
+    fqe: float
+    fqe_without: FloatArray
     q_without: tuple[QFunction, ...]
     step_weight: FloatArray
     step_value: FloatArray
@@ -103,7 +109,6 @@ class EpisodeValues:
         pdis: [B] Σ_t W_t r_t.
         pdwis: [B] Σ_t W_t / mean W_t · (r_t − step value): what it adds to the error of per-decision WIS.
         dr: [B] its doubly robust value.
-        fqe: [B] Q's value of its first state.
     """
 
     task: IntArray
@@ -113,7 +118,6 @@ class EpisodeValues:
     pdis: FloatArray
     pdwis: FloatArray
     dr: FloatArray
-    fqe: FloatArray
 
     def take(self, chosen: BoolArray) -> EpisodeValues:
         """Return some of the episodes."""
@@ -132,7 +136,7 @@ def assign_folds(task: IntArray, n_folds: int, seed: int) -> IntArray:
     return np.asarray(mix_keys(seed, task) % np.uint64(n_folds), dtype=np.int64)
 
 
-def sum_part(log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = 2, seed: int = 0) -> PartSums:
+def sum_part(log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = N_FOLDS, seed: int = 0) -> PartSums:
     """Add up the first pass over some episodes.
 
     Args:
@@ -164,10 +168,13 @@ def finish_sums(sums: PartSums, *, seed: int = 0, q: QFunction | None = None) ->
     """
     weight, reward = sums.steps.weight, sums.steps.reward
     step_value = np.divide(reward, weight, out=np.full_like(weight, np.nan), where=weight > 0)
-    others = [[part for k, part in enumerate(sums.folds) if k != number] for number in range(len(sums.folds))]
+    others = [add_sums([part for k, part in enumerate(sums.folds) if k != number]) for number in range(len(sums.folds))]
+    q_without = tuple(q or solve_q(part) for part in others)
+    whole = add_sums(sums.folds)
     return Fits(
-        q or solve_q(add_sums(sums.folds)),
-        tuple(q or solve_q(add_sums(parts)) for parts in others),
+        value_q(whole, q or solve_q(whole)),
+        np.array([value_q(part, fitted) for part, fitted in zip(others, q_without, strict=True)]),
+        q_without,
         weight / max(sums.steps.n, 1),
         step_value,
         seed,
@@ -191,7 +198,6 @@ def value_episodes(log: LoggedEpisodes, evaluation: FloatArray, fits: Fits) -> E
         pdis=(weights.cumulative * weights.reward).sum(axis=1),
         pdwis=_add_influence(weights.cumulative, weights.reward, fits),
         dr=_correct_values(log, evaluation, weights.cumulative, weights.reward, fits),
-        fqe=(fits.q.predict(log.obs) * evaluation).sum(axis=1)[log.t == 0],
     )
 
 

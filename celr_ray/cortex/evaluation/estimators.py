@@ -6,9 +6,9 @@
 
 IS and PDIS are unbiased where the behavior policy's probabilities are right and cover the evaluation policy; the
 weighted ones trade a bias of order 1/n for less variance; DR is unbiased too, and has less variance the better Q̂ is.
-Intervals are normal ones for a look, robust to several episodes of one task; they undercover when few weights dominate.
-What decides is `screening.veto`, by Gaffke's bounds. Episodes whose log was cut have no return: they are left out of
-the estimates and counted.
+Intervals are for a look: normal ones that keep the episodes of a task together, which undercover when few weights
+dominate; FQE's by a jackknife over the folds, blind to what the regression cannot fit. What decides is
+`screening.veto`, by Gaffke's bounds. Episodes whose log was cut have no return: they are left out and counted.
 
 Source: Precup, Sutton & Singh (2000); Jiang & Li (2016); Thomas & Brunskill (2016).
 """
@@ -19,9 +19,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from celr_ray.cortex.actions import FloatArray, IntArray
 from celr_ray.cortex.evaluation.episode_values import (
+    N_FOLDS,
     EpisodeValues,
     Fits,
     PartSums,
@@ -57,7 +59,7 @@ class OpeEstimate:
 
     Attributes:
         value: the estimate; NaN where no weight is left to estimate it from.
-        ci_low, ci_high: 95 % normal interval, tasks being the independent units; an indication, no bound.
+        ci_low, ci_high: 95 % interval, tasks being the independent units; an indication, no bound.
         n: episodes that it is made of.
         ess: effective sample size (Σw)²/Σw²; n for FQE, which weights nothing.
     """
@@ -89,7 +91,7 @@ def estimate_all(
     evaluation: FloatArray,
     return_range: tuple[float, float] = RETURN_RANGE,
     *,
-    n_folds: int = 2,
+    n_folds: int = N_FOLDS,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> OpeReport:
@@ -128,7 +130,6 @@ def make_report(
 
 
 def _estimate(values: EpisodeValues, fits: Fits) -> dict[str, OpeEstimate]:
-    fqe = _estimate_mean(values.fqe, values.task, len(values.fqe))
     done = values.take(~values.is_cut)
     w, task = done.weight, done.task
     ess = _effective_size(w)
@@ -141,7 +142,7 @@ def _estimate(values: EpisodeValues, fits: Fits) -> dict[str, OpeEstimate]:
         "pdis": _estimate_mean(done.pdis, task, ess),
         "pdwis": _estimate_ratio(float(fits.step_value.sum()), done.pdwis, task, ess),
         "dr": _estimate_mean(done.dr, task, ess),
-        "fqe": fqe,
+        "fqe": _estimate_by_jackknife(fits, len(values.weight)),
     }
 
 
@@ -164,6 +165,15 @@ def _estimate_ratio(value: float, influence: FloatArray, task: IntArray, ess: fl
     m = len(of_task)
     half = _Z95 * math.sqrt(m / (m - 1) * float((of_task**2).sum())) / n if m > 1 else math.inf
     return OpeEstimate(value, value - half, value + half, n, ess)
+
+
+def _estimate_by_jackknife(fits: Fits, n: int) -> OpeEstimate:
+    """Return FQE's value, its error from the fits that leave out one fold of tasks each."""
+    left = fits.fqe_without[np.isfinite(fits.fqe_without)]
+    k = len(left)
+    spread = math.sqrt((k - 1) / k * float(((left - left.mean()) ** 2).sum())) if k > 1 else math.inf
+    half = float(student.ppf(0.975, k - 1)) * spread if k > 1 else math.inf
+    return OpeEstimate(fits.fqe, fits.fqe - half, fits.fqe + half, n, float(n))
 
 
 def diagnose(log: LoggedEpisodes, evaluation: FloatArray) -> Diagnostics:
@@ -190,13 +200,13 @@ def estimate_values(log: LoggedEpisodes, evaluation: FloatArray) -> dict[str, Op
 
 
 def estimate_fqe(log: LoggedEpisodes, evaluation: FloatArray) -> OpeEstimate:
-    """Return the value by fitted Q evaluation; its interval knows only the spread of first states."""
+    """Return the value by fitted Q evaluation; its interval knows the data's spread, not what the regression misses."""
     values, _, fits = _evaluate(log, evaluation)
     return _estimate(values, fits)["fqe"]
 
 
 def estimate_dr(
-    log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = 2, seed: int = 0, q: QFunction | None = None
+    log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = N_FOLDS, seed: int = 0, q: QFunction | None = None
 ) -> OpeEstimate:
     """Return the doubly robust value, Q̂ cross-fitted: no task is corrected by a fit that saw it.
 
@@ -212,7 +222,7 @@ def estimate_dr(
 
 
 def _evaluate(
-    log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = 2, seed: int = 0, q: QFunction | None = None
+    log: LoggedEpisodes, evaluation: FloatArray, *, n_folds: int = N_FOLDS, seed: int = 0, q: QFunction | None = None
 ) -> tuple[EpisodeValues, PartSums, Fits]:
     sums = sum_part(log, evaluation, n_folds=n_folds, seed=seed)
     fits = finish_sums(sums, seed=seed, q=q)

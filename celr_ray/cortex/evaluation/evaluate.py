@@ -19,6 +19,7 @@ from celr_ray import storage
 from celr_ray.config import RuntimeConfig
 from celr_ray.cortex.actions import FloatArray
 from celr_ray.cortex.evaluation.episode_values import (
+    N_FOLDS,
     Fits,
     PartSums,
     finish_sums,
@@ -62,7 +63,7 @@ def evaluate_transitions(
     *,
     split: str = "validation",
     return_range: tuple[float, float] = RETURN_RANGE,
-    n_folds: int = 2,
+    n_folds: int = N_FOLDS,
     alpha: float = 0.05,
     seed: int = 0,
     on_ray: bool | None = None,

@@ -8,7 +8,7 @@ data only through three sums over the decisions in which a was taken,
     G_a = Σ φ φᵀ      b_a = Σ φ r      F_a = Σ φ ψ'ᵀ,  ψ' = π_e(·|s') ⊗ φ(s'), 0 after an end
     θ_a ← (G_a + ridge)⁻¹ (b_a + F_a θ)
 
-so it is fitted on data larger than memory in one pass: the sums of the parts add up.
+so it is fitted on data larger than memory in one pass: the sums of the parts add up, and the value is theirs too.
 
 Trusts the state vector to hold all that matters and the regression to fit it; where it does not (ModelFail's hidden
 bit), the value is wrong whatever n, and no interval shows it.
@@ -27,7 +27,7 @@ import numpy as np
 from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes, check_evaluation
 
-__all__ = ["QFunction", "RegressionSums", "add_sums", "fit_q", "solve_q", "sum_regression"]
+__all__ = ["QFunction", "RegressionSums", "add_sums", "fit_q", "solve_q", "sum_regression", "value_q"]
 
 _RIDGE = 1e-3
 
@@ -55,12 +55,16 @@ class RegressionSums:
         gram: [A, P, P] G.
         reward: [A, P] b.
         following: [A, P, A·P] F.
+        start: [A·P] Σ π_e(·|s) ⊗ φ(s) over first states.
+        n: episodes.
         horizon: decisions of the longest episode.
     """
 
     gram: FloatArray
     reward: FloatArray
     following: FloatArray
+    start: FloatArray
+    n: int
     horizon: int
 
     def __add__(self, other: RegressionSums) -> RegressionSums:
@@ -69,6 +73,8 @@ class RegressionSums:
             self.gram + other.gram,
             self.reward + other.reward,
             self.following + other.following,
+            self.start + other.start,
+            self.n + other.n,
             max(self.horizon, other.horizon),
         )
 
@@ -101,12 +107,18 @@ def sum_regression(
     is_known = has_next | log.terminated
     fold_of = np.zeros(len(log.t), dtype=np.int64) if fold is None else fold[log.episode]
     return tuple(
-        _sum_rows(log, evaluation, design, has_next, is_known & (fold_of == number)) for number in range(n_folds)
+        _sum_rows(log, evaluation, design, has_next, is_known & (fold_of == number), (log.t == 0) & (fold_of == number))
+        for number in range(n_folds)
     )
 
 
 def _sum_rows(
-    log: LoggedEpisodes, evaluation: FloatArray, design: FloatArray, has_next: BoolArray, is_used: BoolArray
+    log: LoggedEpisodes,
+    evaluation: FloatArray,
+    design: FloatArray,
+    has_next: BoolArray,
+    is_used: BoolArray,
+    is_first: BoolArray,
 ) -> RegressionSums:
     n_actions, width = evaluation.shape[1], design.shape[1]
     gram = np.zeros((n_actions, width, width))
@@ -120,7 +132,9 @@ def _sum_rows(
         for then in range(n_actions):
             weighted = evaluation[before + 1, then, None] * design[before + 1]
             following[action, :, then * width : (then + 1) * width] = design[before].T @ weighted
-    return RegressionSums(gram, reward, following, int(log.t[is_used].max(initial=-1)) + 1)
+    start = (evaluation[is_first].T @ design[is_first]).ravel()
+    horizon = int(log.t[is_used].max(initial=-1)) + 1
+    return RegressionSums(gram, reward, following, start, int(is_first.sum()), horizon)
 
 
 def solve_q(sums: RegressionSums, *, ridge: float = _RIDGE) -> QFunction:
@@ -141,6 +155,11 @@ def solve_q(sums: RegressionSums, *, ridge: float = _RIDGE) -> QFunction:
     for _ in range(sums.horizon):
         coefficients = reward + following @ coefficients.ravel()
     return QFunction(coefficients)
+
+
+def value_q(sums: RegressionSums, q: QFunction) -> float:
+    """Return the mean value of the first states; NaN without episodes."""
+    return float(sums.start @ q.coefficients.ravel()) / sums.n if sums.n else float("nan")
 
 
 def fit_q(log: LoggedEpisodes, evaluation: FloatArray, *, ridge: float = _RIDGE) -> QFunction:
