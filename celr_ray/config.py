@@ -12,6 +12,7 @@ from pydantic_settings import CliPositionalArg
 
 from celr_ray.core.episodes import Limits
 from celr_ray.core.escalation import EscalationConfig
+from celr_ray.cortex.gate.settings import GateConfig
 from celr_ray.settings import Job, Section, Uri, load_job, read_json_text
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "ExecuteJob",
     "ExportConfig",
     "ExportJob",
+    "GateConfig",
+    "GateJob",
     "IngestConfig",
     "JudgeConfig",
     "JudgeJob",
@@ -257,8 +260,8 @@ class TrainConfig(Section):
         50, ge=2, description="with fewer logged episodes only the heuristic is cloned, and RL is refused"
     )
     hidden: list[int] = Field(default_factory=lambda: [128, 128], min_length=1, description="hidden layers' sizes")
-    updates: int = Field(1500, ge=1, description="gradient steps of CQL and IQL")
-    bc_updates: int = Field(600, ge=1, description="gradient steps of BC, which the others start from")
+    updates: int = Field(1500, ge=1, description="gradient steps of CQL and IQL, rounded up to a multiple of 20")
+    bc_updates: int = Field(600, ge=1, description="gradient steps of BC, which the others start from; likewise")
     batch_size: int = Field(1024, ge=1, description="transitions of a minibatch, over all Learners")
     lr: float = Field(1e-3, gt=0, lt=1, description="learning rate of Adam")
     alphas: list[float] = Field(
@@ -288,7 +291,12 @@ class RuntimeConfig(Section):
         None, description="Ray cluster to join; null = RAY_ADDRESS if set, else an embedded local Ray"
     )
     num_cpus: int | None = Field(None, ge=1, description="CPUs of an embedded Ray; null = all of the machine")
-    seed: int = Field(0, ge=0, description="of the draws of `execute`; nothing in the other stages is random")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="of the draws of `execute` and of replays, and of the folds of off-policy estimates; trainings "
+        "have --train.seeds, and nothing else is random",
+    )
 
 
 class _Job(Job):
@@ -427,7 +435,7 @@ class BankBuildJob(_Job):
 
 
 class BankReplayJob(_Job):
-    """Replay a policy on a bank: success and cost on a split, and transitions to train from on its other tasks."""
+    """Replay a policy with exploration on a bank's tasks that are not the gate's: transitions to train from."""
 
     bank: Uri = Field(description="folder of the bank")
     policy: str = Field("heuristic", description="a built-in policy, NAME@ALIAS of the registry, or a folder")
@@ -466,7 +474,9 @@ class TrainCortexJob(_Job):
     out: Uri = Field(description="folder to create or to resume; OUT/policy is the artefact")
     name: str = Field("cortex", description="of the policy, in the registry too")
     registry: str | None = Field(
-        None, description="MLflow registry to log to, such as sqlite:///mlflow.db; null = MLFLOW_TRACKING_URI if set"
+        None,
+        description="MLflow registry to log to: tracking URI, file or folder; null = MLFLOW_TRACKING_URI, else "
+        "mlflow.db in the current folder if MLflow is installed; none = register nothing",
     )
     parent: str | None = Field(None, description="policy that deployed agents follow now, noted in the manifest")
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
@@ -474,6 +484,34 @@ class TrainCortexJob(_Job):
     train: TrainConfig = Field(default_factory=TrainConfig)
     escalation: EscalationConfig = Field(
         default_factory=EscalationConfig, description="thresholds of the heuristic, the fallback of every policy"
+    )
+
+
+class GateJob(_Job):
+    """Decide whether a policy may take the champion's place: PASS (exit code 0), FAIL (3) or INCONCLUSIVE (4)."""
+
+    candidate: str = Field(
+        description="the policy that wants to be champion: NAME@ALIAS, NAME@VERSION, folder, built-in"
+    )
+    champion: str | None = Field(
+        None, description="the policy deployed now; null = the registry's champion of that NAME, else the heuristic"
+    )
+    anchor: str | None = Field(
+        None, description="frozen base of the margins; null = the registry's anchor of that NAME, else the heuristic"
+    )
+    suite: Uri = Field(description="folder of an outcome bank, to replay; or a task file, to run on --tiers")
+    tiers: Uri | None = Field(None, description="YAML file of the model tiers, for a suite of tasks")
+    out: Uri = Field(description="folder to create or to resume")
+    registry: str | None = REGISTRY
+    transitions: Uri | None = Field(
+        None, description="logged transitions: a candidate that they prove worse is rejected before anything is run"
+    )
+    promote: bool = Field(False, description="make a registered candidate the champion if it passes")
+    concurrency: int = Field(1, ge=1, description="workers at the same time; a live suite's have engines of their own")
+    num_cpus: float = Field(1, ge=0, description="CPUs that Ray reserves for each worker")
+    gate: GateConfig = Field(default_factory=GateConfig)
+    execute: ExecuteConfig = Field(
+        default_factory=ExecuteConfig, description="live suites: how tasks are run; banks: only escalation"
     )
 
 

@@ -1,8 +1,18 @@
 """Chooses among trained policies by what held-out logs say of them; never by the gate's tasks.
 
-The criterion is the lower end of the 95 % interval of the doubly robust value on the validation tasks. A trial counts
-only if the logs support it: nothing it might do is without probability in the logs, and its effective sample size is
-large enough. If none counts, BC is taken, because it stays nearest to what was tried.
+What counts is the lower end of the 95 % interval of the doubly robust (DR) value on the validation tasks, episodes of a
+task being one unit. A policy that the logs say much of is preferred to one that looks better by chance.
+
+1. A trial counts if the logs support it: it does nothing that the behavior policy never does, its effective sample size
+   is at least `min_ess`, no episode has more than 20 % of all weight, the mean weight is within 3 standard errors of 1,
+   and at most 5 % of the episodes are cut.
+2. The setting is chosen first (algorithm and parameters): the one of which most seeds count, and among these the one
+   with the highest mean over its seeds. The mean of seeds is less a matter of luck than the best of all trials.
+3. Of its seeds the best one is taken. Equal ones: the first listed, BC before CQL before IQL.
+4. If no trial counts, BC is taken, because it stays nearest to what was tried.
+
+The best of many estimates is too high by chance: the value of the policy that was taken is optimistic, the more so the
+more settings were tried. It decides nothing but this choice; the gate judges on other tasks.
 """
 
 from __future__ import annotations
@@ -12,12 +22,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from celr_ray import storage
 from celr_ray.config import RuntimeConfig
+from celr_ray.core.escalation import HeuristicPolicy
 from celr_ray.cortex.evaluation.evaluate import evaluate_transitions
+from celr_ray.cortex.evaluation.screening import MAX_CUT_SHARE, MAX_MEAN_WEIGHT_Z, MAX_WEIGHT_SHARE, Diagnostics
+from celr_ray.cortex.learned import LearnedPolicy
 from celr_ray.cortex.policy import Policy
-from celr_ray.errors import InputError, PolicyError
+from celr_ray.cortex.transitions import iter_transitions, list_parts
+from celr_ray.cortex.trials import Trial
 
-__all__ = ["Choice", "Score", "choose", "score_policies"]
+__all__ = ["Choice", "Score", "choose", "describe_states", "score_policies", "unevaluable"]
+
+_LARGE_BYTES = 256 * 2**20
+_STATES = 100_000
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,8 @@ class Score:
     problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, NaN as null."""
-        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in vars(self).items()}
+        """Return it as JSON values; what is not finite as null."""
+        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -58,57 +76,105 @@ class Choice:
     reason: str
 
 
+def unevaluable(problem: str) -> Score:
+    """Return the score of a policy of which the logs can tell nothing."""
+    return Score(math.nan, math.nan, math.nan, math.nan, 0, 0.0, problem)
+
+
 def score_policies(
     uri: str, policies: Sequence[Policy], runtime: RuntimeConfig, *, min_ess: float, seed: int = 0
 ) -> list[Score]:
-    """Evaluate policies on the validation split of a dataset; what cannot be evaluated says why.
+    """Evaluate policies on the validation split of a dataset.
 
     Args:
-        uri: the dataset.
+        uri: the dataset; some of its validation episodes have known probabilities.
         policies: whom.
         runtime: where to run.
         min_ess: least effective sample size that counts.
         seed: of the folds.
+
+    Raises:
+        PolicyError: no episode has known probabilities.
     """
-    return [_score(uri, policy, runtime, min_ess, seed) for policy in policies]
+    stats = [storage.stat(part) for part in list_parts(uri, "validation")]
+    on_ray = sum(stat.size_bytes for stat in stats if stat) > _LARGE_BYTES  # a Ray job for a small file costs seconds
+    return [_score(uri, policy, runtime, min_ess, seed, on_ray=on_ray) for policy in policies]
 
 
-def _score(uri: str, policy: Policy, runtime: RuntimeConfig, min_ess: float, seed: int) -> Score:
-    try:
-        report = evaluate_transitions(uri, policy, runtime, split="validation", seed=seed).report
-    except (InputError, PolicyError) as error:
-        return Score(math.nan, math.nan, math.nan, math.nan, 0, 0.0, str(error))
+def _score(uri: str, policy: Policy, runtime: RuntimeConfig, min_ess: float, seed: int, *, on_ray: bool) -> Score:
+    report = evaluate_transitions(uri, policy, runtime, split="validation", seed=seed, on_ray=on_ray).report
     found, diagnostics = report.estimates["dr"], report.screen.diagnostics
-    problem = ""
-    if diagnostics.n_unsupported:
-        problem = f"{diagnostics.n_unsupported} decisions might take what the logs never did"
-    elif diagnostics.ess < min_ess:
-        problem = f"effective sample size {diagnostics.ess:.1f} is below {min_ess:g}"
-    elif not math.isfinite(found.ci_low):
-        problem = "its value cannot be estimated"
+    problem = _find_problem(diagnostics, min_ess)
+    if not problem and not math.isfinite(found.ci_low):
+        problem = "its value has no interval: all validation episodes are of one task"
     return Score(
         found.value, found.ci_low, found.ci_high, report.behavior.value, diagnostics.n, diagnostics.ess, problem
     )
 
 
-def choose(algorithms: Sequence[str], scores: Sequence[Score], wanted: str) -> Choice:
-    """Choose a trial.
+def _find_problem(found: Diagnostics, min_ess: float) -> str:
+    """Return the first reason why the logs cannot tell enough of a policy; empty = there is none."""
+    if found.n_unsupported:
+        return f"{found.n_unsupported:,} decisions might take what the logs never did"
+    if found.n_cut > MAX_CUT_SHARE * found.n:
+        return f"{found.n_cut:,} of {found.n:,} episodes stop before their end"
+    if found.ess < min_ess:
+        return f"effective sample size {found.ess:.1f} is below {min_ess:g}"
+    if found.max_weight_share > MAX_WEIGHT_SHARE:
+        return f"one episode has {found.max_weight_share:.0%} of all weight"
+    if abs(found.mean_weight_z) > MAX_MEAN_WEIGHT_Z:
+        return f"the mean weight {found.mean_weight:.2f} is {abs(found.mean_weight_z):.1f} standard errors from 1"
+    return ""
+
+
+def choose(trials: Sequence[Trial], scores: Sequence[Score], wanted: str = "auto") -> Choice:
+    """Choose a trial; see the rules above.
 
     Args:
-        algorithms: [n] of the trials.
-        scores: [n] of the trials.
-        wanted: auto, bc, cql or iql.
+        trials: [n] of them, BC among them.
+        scores: [n] of theirs.
+        wanted: auto, bc, cql or iql: only these count.
     """
-    candidates = [n for n, algorithm in enumerate(algorithms) if wanted in ("auto", algorithm)]
+    candidates = [n for n, trial in enumerate(trials) if wanted in ("auto", trial.algorithm)]
     usable = [n for n in candidates if not scores[n].problem]
-    if usable:
-        best = max(usable, key=lambda n: (scores[n].ci_low, -n))
-        score = scores[best]
-        return Choice(
-            best,
-            f"the highest lower end of the doubly robust value on {score.n:,} validation episodes: {score.value:.4g} "
-            f"[{score.ci_low:.4g}, {score.ci_high:.4g}]; the logged episodes earned {score.behavior:.4g}",
-        )
-    fallback = next(n for n, algorithm in enumerate(algorithms) if algorithm == "bc")
-    why = scores[candidates[0]].problem
-    return Choice(fallback, f"behavior cloning, because no trial can be evaluated on held-out tasks: {why}")
+    if not usable:
+        fallback = next(n for n, trial in enumerate(trials) if trial.algorithm == "bc")
+        why = "; ".join(dict.fromkeys(scores[n].problem for n in candidates[:3]))
+        return Choice(fallback, f"behavior cloning, because no trial can be evaluated on held-out tasks: {why}")
+    settings: dict[str, list[int]] = {}
+    for n in usable:
+        settings.setdefault(trials[n].setting, []).append(n)
+    best = max(settings.values(), key=lambda seeds: (len(seeds), _mean([scores[n].ci_low for n in seeds]), -seeds[0]))
+    taken = max(best, key=lambda n: (scores[n].ci_low, -n))
+    return Choice(taken, _explain(scores[taken], len({trials[n].setting for n in candidates}), len(best)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _explain(score: Score, n_settings: int, n_seeds: int) -> str:
+    seeds = f", mean of {n_seeds} seeds" if n_seeds > 1 else ""
+    return (
+        f"highest lower end of the doubly robust value of {n_settings} settings{seeds}; on {score.n:,} validation "
+        f"episodes {score.value:.4g} [{score.ci_low:.4g}, {score.ci_high:.4g}], the logged policy {score.behavior:.4g}"
+    )
+
+
+def describe_states(uri: str, policy: LearnedPolicy, heuristic: HeuristicPolicy) -> dict[str, float]:
+    """Return how often a policy decides as the heuristic in validation states, and how often it leaves them to it.
+
+    Args:
+        uri: the dataset; its validation split has rows. The first 100,000 are looked at.
+        policy: whom.
+        heuristic: with whom to compare.
+    """
+    n = n_equal = n_left = 0
+    for batch in iter_transitions(uri, "validation", 16_384):
+        obs = batch.features.astype(float)
+        chosen, wanted = (p.probabilities(obs, batch.mask).argmax(axis=1) for p in (policy, heuristic))
+        n, n_equal = n + len(batch), n_equal + int((chosen == wanted).sum())
+        n_left += int(policy.is_fallback(obs).sum())
+        if n >= _STATES:
+            break
+    return {"agreement_with_heuristic": n_equal / n, "fallback_rate": n_left / n}

@@ -16,6 +16,12 @@ _STYLE = (
     "td:first-child,th:first-child{text-align:left}tr.taken{background:#e8f3ee;font-weight:600}"
 )
 
+_SIGNS = {"alpha": "α", "expectile": "τ", "beta": "β"}
+_CAUTION = (
+    "<p>Values are raw rewards (success about 2, failure about −100). The best of many estimates is too high by "
+    "chance: these figures choose, they prove nothing. A gate on other tasks does.</p>"
+)
+
 
 def write_training_page(uri: str, record: Mapping[str, Any]) -> None:
     """Write the page; without plotly, the tables alone."""
@@ -23,22 +29,28 @@ def write_training_page(uri: str, record: Mapping[str, Any]) -> None:
     title = f"Training of {html.escape(record['name'])}"
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
-        _load_plotly(),
+        f"{_load_plotly()}<main>",
         f"<h1>{title}</h1><p>Taken: <b>{html.escape(_name(trials[record['taken']]))}</b>, policy "
         f"{record['content_hash']}. {html.escape(record['reason'])}.</p>",
     ]
     if record["is_cold_start"]:
         parts.append("<p><b>Cold start:</b> too few logs to learn from; this policy is a clone of the heuristic.</p>")
     else:
-        parts += ["<h2>On held-out tasks</h2>", _plot_scores(record), _make_table(record)]
-    parts += ["<h2>Losses</h2>", _plot_curves(trials)]
+        parts += ["<h2>On held-out tasks</h2>", _CAUTION, _plot_scores(record), _make_table(record)]
+    parts += [_list_metrics(record["metrics"]), "<h2>Losses</h2>", *_plot_all_curves(trials), "</main></html>"]
     storage.write_bytes(uri, "\n".join(parts).encode())
 
 
 def _name(trial: Mapping[str, Any]) -> str:
     inner = trial["trial"]
-    params = ", ".join(f"{key} {value:g}" for key, value in inner.get("params", {}).items())
-    return " ".join(part for part in (inner["algorithm"].upper(), params, f"seed {inner.get('seed', 0)}") if part)
+    what = "BC of the heuristic" if inner["of_heuristic"] else inner["algorithm"].upper()
+    params = ", ".join(f"{_SIGNS[key]} {value:g}" for key, value in inner["params"].items())
+    return " ".join(part for part in (what, params, f"seed {inner['seed']}") if part)
+
+
+def _list_metrics(metrics: Mapping[str, float]) -> str:
+    cells = "".join(f"<tr><td>{html.escape(name.replace('_', ' '))}<td>{value:.4g}" for name, value in metrics.items())
+    return f"<h2>The policy that was taken</h2><table>{cells}</table>"
 
 
 def _make_table(record: Mapping[str, Any]) -> str:
@@ -63,7 +75,7 @@ def _show(value: float | None) -> str:
 
 def _plot_scores(record: Mapping[str, Any]) -> str:
     scored = [(_name(trial), trial["score"]) for trial in record["trials"]] + [("heuristic", record["heuristic"])]
-    shown = [(name, score) for name, score in scored if score["value"] is not None]
+    shown = [(name, score) for name, score in scored if None not in (score["value"], score["ci_low"])]
     if not shown:
         return "<p>No trial can be evaluated on these logs.</p>"
     names, values = [name for name, _ in shown], [score["value"] for _, score in shown]
@@ -72,6 +84,15 @@ def _plot_scores(record: Mapping[str, Any]) -> str:
     error = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
     trace = {"type": "scatter", "mode": "markers", "x": values, "y": names, "error_x": error, "marker": {"size": 9}}
     return _draw([trace], "doubly robust value, raw reward", "", height=120 + 26 * len(names))
+
+
+def _plot_all_curves(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Draw one plot for each algorithm, since losses of different ones cannot be compared."""
+    algorithms = dict.fromkeys(trial["trial"]["algorithm"] for trial in trials)
+    return [
+        f"<h3>{name.upper()}</h3>{_plot_curves([t for t in trials if t['trial']['algorithm'] == name])}"
+        for name in algorithms
+    ]
 
 
 def _plot_curves(trials: Sequence[Mapping[str, Any]]) -> str:
@@ -85,7 +106,7 @@ def _plot_curves(trials: Sequence[Mapping[str, Any]]) -> str:
         }
         for trial in trials
     ]
-    return _draw(traces, "gradient steps", "total loss", height=420)
+    return _draw(traces, "gradient steps", "total loss", height=320)
 
 
 def _draw(traces: list[dict[str, Any]], x: str, y: str, *, height: int) -> str:
@@ -96,7 +117,8 @@ def _draw(traces: list[dict[str, Any]], x: str, y: str, *, height: int) -> str:
     layout = {
         "template": "plotly_white",
         "height": height,
-        "margin": {"l": 200, "r": 20, "t": 10, "b": 50},
+        "showlegend": len(traces) > 1,
+        "margin": {"l": 60 if y else 200, "r": 20, "t": 10, "b": 50},
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}},
     }

@@ -20,10 +20,13 @@ from celr_ray.cortex.manifest import Algorithm
 from celr_ray.cortex.network import Network
 from celr_ray.cortex.support import Support, fit_support
 from celr_ray.cortex.transitions import iter_transitions, list_parts, load_transitions
+from celr_ray.errors import ConfigError
 
 __all__ = [
+    "Report",
     "Trial",
     "TrialData",
+    "describe_result",
     "is_streamed",
     "list_trials",
     "make_trial_artefact",
@@ -36,7 +39,7 @@ __all__ = [
 _SUPPORT_STATES = 100_000
 _POINTS = 20
 """Points of a curve."""
-
+_FLAGS = {"cql": "alphas", "iql": "expectiles and --train.betas"}
 
 Report = Callable[[dict[str, float]], None]
 
@@ -50,18 +53,31 @@ class Trial:
         params: what it has of its own, by RLlib's names.
         seed: of weights and minibatches.
         warm_start: name of the BC trial to start from; None = random weights.
+        of_heuristic: BC of the static heuristic instead of the logs: a cold start.
     """
 
     algorithm: Algorithm
     params: Mapping[str, float]
     seed: int
     warm_start: str | None = None
+    of_heuristic: bool = False
+
+    @property
+    def setting(self) -> str:
+        """What it shares with the trials of other seeds."""
+        parts = [self.algorithm, *(["heuristic"] if self.of_heuristic else [])]
+        return "-".join([*parts, *(f"{key}={value:g}" for key, value in self.params.items())])
 
     @property
     def name(self) -> str:
         """Name of its folder."""
-        parts = [self.algorithm, *(f"{key}={value:g}" for key, value in self.params.items()), f"seed={self.seed}"]
-        return "-".join(parts)
+        return f"{self.setting}-seed={self.seed}"
+
+    def count_steps(self, config: TrainConfig) -> int:
+        """Return its gradient steps: those asked for, rounded up to whole points of the curve."""
+        wanted = config.bc_updates if self.algorithm == "bc" else config.updates
+        n_points = min(_POINTS, wanted)
+        return -(-wanted // n_points) * n_points
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class TrialData:
         transitions: folder of the dataset.
         out: folder of the training.
         name: of the policy.
-        data_hash: of the dataset.
+        data_hash: of the dataset; None = the policy does not come from one.
         parent: content hash of the policy deployed now; None = unknown.
         config: sizes and steps.
         escalation: thresholds of the fallback.
@@ -81,14 +97,25 @@ class TrialData:
     transitions: str
     out: str
     name: str
-    data_hash: str
+    data_hash: str | None
     parent: str | None
     config: TrainConfig
     escalation: EscalationConfig
 
 
 def list_trials(algorithm: str, config: TrainConfig) -> list[Trial]:
-    """List the trials: BC for each seed first, since the others start from it."""
+    """List the trials: BC for each seed first, since the others start from it.
+
+    Args:
+        algorithm: auto, bc, cql or iql; BC is always among the trials.
+        config: what to try.
+
+    Raises:
+        ConfigError: nothing to try for an algorithm that was asked for, or a value is listed twice.
+    """
+    for name, values in (("cql", (config.alphas,)), ("iql", (config.expectiles, config.betas))):
+        if algorithm == name and not all(values):
+            raise ConfigError(f"--algorithm {name} has no settings to try: give --train.{_FLAGS[name]}")
     trials = [Trial("bc", {}, seed) for seed in config.seeds]
     for start in list(trials):
         if algorithm in ("auto", "cql"):
@@ -99,6 +126,9 @@ def list_trials(algorithm: str, config: TrainConfig) -> list[Trial]:
                 for tau in config.expectiles
                 for beta in config.betas
             ]
+    names = [trial.name for trial in trials]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"the trial {twice[0]} is listed twice: each of --train.seeds, alphas, … must differ")
     return trials
 
 
@@ -142,7 +172,12 @@ def run_trial(trial: Trial, data: TrialData, report: Report | None = None) -> di
     weights, curve = train_weights(trial, data, source, warm_start=start.network if start else None, report=report)
     artefact = make_trial_artefact(trial, data, weights, trial_support(data.transitions), curve)
     save_artefact(policy_uri(data.out, trial), artefact)
-    return {"trial": asdict(trial), "content_hash": artefact.content_hash, "curve": curve}
+    return describe_result(trial, artefact, curve)
+
+
+def describe_result(trial: Trial, artefact: Artefact, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """Return what is kept of a finished trial beside its artefact, as JSON values."""
+    return {"trial": asdict(trial), "name": trial.name, "content_hash": artefact.content_hash, "curve": curve}
 
 
 def train_weights(
@@ -162,11 +197,12 @@ def train_weights(
     """
     import torch
 
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and trials run side by side
     algorithm = _build(trial, data.config, source, warm_start)
     curve: list[dict[str, float]] = []
     try:
-        for number in range(_count_points(trial, data.config)):
+        for number in range(trial.count_steps(data.config) // algorithm.config.updates_per_iteration):
             losses = _read_losses(algorithm.train())
             curve.append({"step": (number + 1) * algorithm.config.updates_per_iteration, **losses})
             if report is not None:
@@ -174,6 +210,7 @@ def train_weights(
         return algorithm.export(), curve
     finally:
         algorithm.stop()
+        torch.set_num_threads(n_threads)
 
 
 def make_trial_artefact(
@@ -191,14 +228,6 @@ def make_trial_artefact(
         escalation=data.escalation,
         training={"trial": asdict(trial), "config": data.config.model_dump(mode="json"), "final": curve[-1]},
     )
-
-
-def _count_updates(trial: Trial, config: TrainConfig) -> int:
-    return config.bc_updates if trial.algorithm == "bc" else config.updates
-
-
-def _count_points(trial: Trial, config: TrainConfig) -> int:
-    return min(_POINTS, _count_updates(trial, config))
 
 
 def _open_source(data: TrialData) -> Any:
@@ -219,7 +248,7 @@ def _build(trial: Trial, config: TrainConfig, source: Any, warm_start: Network |
         hidden=config.hidden,
         lr=config.lr,
         train_batch_size_per_learner=max(config.batch_size // max(config.num_learners, 1), 1),
-        updates_per_iteration=-(-_count_updates(trial, config) // _count_points(trial, config)),
+        updates_per_iteration=max(trial.count_steps(config) // _POINTS, 1),
         **trial.params,
     )
     made.learners(num_learners=config.num_learners).debugging(seed=trial.seed)
