@@ -13,7 +13,7 @@ import tabular_mdp as tabular
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tabular_training import CANDIDATES, CONFIGS, configure, select, true_value
+from tabular_training import CANDIDATES, CONFIGS, choose_probabilities, configure, select, true_value
 
 from celr_ray.cortex.algorithms import losses
 from celr_ray.cortex.algorithms.algorithm import (
@@ -268,6 +268,14 @@ def test_facts_are_those_of_numpy(source):
     assert facts.action_counts == tuple(np.bincount(np.arange(100) % 6))
 
 
+def test_windows_too_small_for_all_learners_are_left_out(tmp_path):
+    source = ParquetSource(write_parquet(tmp_path, number_rows(21), 10), window_rows=10)
+    batches = islice(source.minibatches(Order(4, n_shards=2)), 8)
+    assert all(len(rows_of(batch)) == 2 for batch in batches)
+    with pytest.raises(PolicyError, match="too few for 16 Learners"):
+        next(source.minibatches(Order(32, n_shards=16)))
+
+
 def test_few_rows_make_smaller_minibatches():
     source = MemorySource(number_rows(10))
     assert len(rows_of(next(source.minibatches(Order(1024))))) == 10
@@ -320,6 +328,14 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path):
         ParquetSource(str(tmp_path / "none")).look()
     (tmp_path / "none" / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="is no Parquet file"):
+        ParquetSource(str(tmp_path / "none")).look()
+    table = pa.table({name: [[0.5, 1.0]] if name.endswith("obs") else [1] for name in COLUMNS})
+    pq.write_table(table, tmp_path / "none" / "x.parquet")
+    with pytest.raises(PolicyError, match="must be lists of one fixed length"):
+        ParquetSource(str(tmp_path / "none")).look()
+    table = pa.table({name: pa.array([None], pa.float32()) for name in COLUMNS})
+    pq.write_table(table, tmp_path / "none" / "x.parquet")
+    with pytest.raises(PolicyError, match="1 transitions have a null"):
         ParquetSource(str(tmp_path / "none")).look()
     pq.write_table(pa.table({"a": [1]}), tmp_path / "none" / "x.parquet")
     with pytest.raises(PolicyError, match="no column obs"):
@@ -388,6 +404,19 @@ def test_values_are_ordered_as_they_must_be(problem, trained):
     for name in ("cql", "iql"):
         assert values[name] > max(behavior, values["bc"])
         assert values[name] >= 0.9
+
+
+def test_a_clone_is_near_the_mean_behavior_in_each_state(problem, trained):
+    columns = tabular.make_logs(problem[0], 3000, SEED)
+    features, mask = tabular.all_states(problem[0])
+    clone = choose_probabilities(trained[0]["bc"], trained[0]["bc"].export(), features, mask)
+    row = columns["obs"][:, : len(features)].argmax(axis=1)
+    counts = np.bincount(row, minlength=len(features))
+    behavior = np.zeros_like(clone)
+    np.add.at(behavior, row, columns["behavior"])
+    behavior /= np.maximum(counts, 1)[:, None]
+    distance = 0.5 * abs(clone - behavior).sum(axis=1)
+    assert (distance * counts).sum() / counts.sum() < 0.06
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -517,6 +546,13 @@ def test_cql_and_iql_start_from_a_clone(problem, trained):
     assert all(torch.equal(target, followed) for target, followed in module.targets())
     cql_start.train()
     assert true_value(mdp, cql_start) >= 0.9
+
+
+def test_a_warm_start_is_not_repeated_by_a_checkpoint(problem, trained, tmp_path):
+    algorithm = configure("cql", problem[1], updates=5).warm_start(trained[0]["bc"].export()).build_algo()
+    algorithm.train()
+    restored = MaskedCQL.from_checkpoint(algorithm.save_to_path(str(tmp_path)), transitions=problem[1])
+    assert equal(restored.export(), algorithm.export())
 
 
 def test_a_clone_of_other_sizes_is_refused(trained):

@@ -285,6 +285,10 @@ class MaskedAlgorithm(Algorithm):
             self.learner_group.set_state(state[COMPONENT_LEARNER_GROUP])
         super().set_state({name: value for name, value in state.items() if name != COMPONENT_LEARNER_GROUP})
 
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a checkpoint builds the algorithm from: without the warm start, its own weights follow."""
+        return ({**self.config.get_state(), "initial": None},), {}
+
     def _make_feeds(self, source: Source | None = None) -> list[Feed]:
         source = source or self.config.source
         n_learners = max(1, self.config.num_learners)

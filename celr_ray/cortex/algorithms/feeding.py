@@ -139,6 +139,16 @@ class _RowGroup:
     n_rows: int
 
 
+@dataclass(frozen=True)
+class _Window:
+    """Row groups that are read and permuted together; `size` rows make a minibatch."""
+
+    groups: Sequence[_RowGroup]
+    size: int
+    n_minibatches: int
+    seed: tuple[int, ...]
+
+
 class ParquetSource:
     """Transitions in Parquet files, read window by window."""
 
@@ -168,29 +178,36 @@ class ParquetSource:
 
     def minibatches(self, order: Order) -> Iterator[Minibatch]:
         """Yield minibatches without end; the next window is read meanwhile."""
-        groups = self._row_groups()
         epoch, skip = 0, order.start
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="window") as pool:
             while True:
-                shuffled = [groups[i] for i in _permute(len(groups), (order.seed, epoch)).tolist()]
-                windows = self._plan(shuffled)
-                sizes = [order.fit(_count(window)) for window in windows]
-                totals = [_count(window) // size for window, size in zip(windows, sizes, strict=True)]
-                if skip >= sum(totals):
-                    epoch, skip = epoch + 1, skip - sum(totals)
-                    continue
-                first = 0
-                while skip >= totals[first]:
-                    skip -= totals[first]
-                    first += 1
-                ahead = pool.submit(_read_window, windows[first], order.columns)
-                for number in range(first, len(windows)):
-                    window = ahead.result()
+                windows = self._plan_epoch(order, epoch)
+                while windows and skip >= windows[0].n_minibatches:
+                    skip -= windows.pop(0).n_minibatches
+                ahead = [pool.submit(_read_window, windows[0].groups, order.columns)] if windows else []
+                for number, window in enumerate(windows):
+                    columns = ahead.pop().result()
                     if number + 1 < len(windows):
-                        ahead = pool.submit(_read_window, windows[number + 1], order.columns)
-                    yield from _cut(window, order, sizes[number], (order.seed, epoch, number), skip)
+                        ahead.append(pool.submit(_read_window, windows[number + 1].groups, order.columns))
+                    yield from _cut(columns, order, window, skip)
                     skip = 0
                 epoch += 1
+
+    def _plan_epoch(self, order: Order, epoch: int) -> list[_Window]:
+        """Return the windows of an epoch in their order.
+
+        Raises:
+            PolicyError: each has fewer rows than there are Learners.
+        """
+        groups = self._row_groups()
+        shuffled = [groups[number] for number in _permute(len(groups), (order.seed, epoch)).tolist()]
+        plan = self._plan(shuffled)
+        large = [window for window in plan if _count(window) >= order.n_shards]
+        sizes = [order.fit(_count(window)) for window in large or plan[:1]]
+        return [
+            _Window(window, size, _count(window) // size, (order.seed, epoch, number))
+            for number, (window, size) in enumerate(zip(large, sizes, strict=True))
+        ]
 
     def _plan(self, groups: Sequence[_RowGroup]) -> list[list[_RowGroup]]:
         """Join row groups to windows: each has at least one, and at most `window_rows` rows if it has more."""
@@ -255,26 +272,28 @@ def _read_window(window: Sequence[_RowGroup], names: tuple[str, ...]) -> dict[st
 
 
 def _to_array(column: pa.ChunkedArray, dtype: Any) -> Array:
-    """Return a column as an array; a list column of equal lengths as [N, length]. Nulls become NaN, or raise.
+    """Return a column as an array; lists of one fixed length as [N, length].
 
     Raises:
-        PolicyError: a null where no number can stand for it.
+        PolicyError: there are nulls, or lists of any length.
     """
     array = column.combine_chunks()
+    if array.null_count:
+        raise PolicyError(f"{array.null_count} transitions have a null where there must be numbers ({array.type})")
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        raise PolicyError(f"a column of transitions is {array.type}; observations must be lists of one fixed length")
     if pa.types.is_fixed_size_list(array.type):
         values = array.flatten().to_numpy(zero_copy_only=False)
         return np.ascontiguousarray(values.reshape(len(array), array.type.list_size), dtype=dtype)
-    if array.null_count and not np.issubdtype(dtype, np.floating):
-        raise PolicyError(f"{array.null_count} transitions have a null where there must be {np.dtype(dtype).name}")
     return np.ascontiguousarray(array.to_numpy(zero_copy_only=False), dtype=dtype)
 
 
-def _cut(window: dict[str, Array], order: Order, size: int, seed: tuple[int, ...], skip: int) -> Iterator[Minibatch]:
-    tensors = {name: _to_tensor(array) for name, array in window.items()}
-    n_rows = len(tensors[order.columns[0]])
-    rows = _permute(n_rows, seed)
-    for number in range(skip, n_rows // size):
-        chosen = rows[number * size + order.shard : (number + 1) * size : order.n_shards]
+def _cut(columns: dict[str, Array], order: Order, window: _Window, skip: int) -> Iterator[Minibatch]:
+    """Yield the minibatches of a window, without the first `skip`."""
+    tensors = {name: _to_tensor(array) for name, array in columns.items()}
+    rows = _permute(len(tensors[order.columns[0]]), window.seed)
+    for number in range(skip, window.n_minibatches):
+        chosen = rows[number * window.size + order.shard : (number + 1) * window.size : order.n_shards]
         yield {name: tensor.index_select(0, chosen) for name, tensor in tensors.items()}
 
 
