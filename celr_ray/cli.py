@@ -1,6 +1,7 @@
 """The command line: `celr-ray COMMAND …`; the scripts in `jobs/` call the same `main`.
 
-Exit codes: 0 done, 1 a failure on the way, 2 the call cannot be carried out as given, 130 interrupted.
+Exit codes: 0 done, 1 a failure on the way, 2 the call cannot be carried out as given, 130 interrupted; of `gate` also 3
+FAIL and 4 INCONCLUSIVE.
 Progress and errors go to stderr; stdout gets one final line that a person can quote.
 """
 
@@ -20,6 +21,7 @@ from celr_ray.config import (
     EvaluatePolicyJob,
     ExecuteJob,
     ExportJob,
+    GateJob,
     JudgeJob,
     PairJob,
     PipelineJob,
@@ -38,10 +40,10 @@ from celr_ray.errors import CelrRayError, ConfigError
 
 @dataclass(frozen=True)
 class Command:
-    """One sub-command: its settings class and the function that carries it out and returns the final line."""
+    """One sub-command: its settings class, and the function that returns the final line and perhaps an exit code."""
 
     job: Any
-    run: Callable[[Any], str]
+    run: Callable[[Any], str | tuple[str, int]]
     example: str
 
 
@@ -199,6 +201,12 @@ def _evaluate_policy(job: EvaluatePolicyJob) -> str:
     return run_evaluate_policy(job)
 
 
+def _gate(job: GateJob) -> tuple[str, int]:
+    from celr_ray.cortex.gate.command import run_gate
+
+    return run_gate(job)
+
+
 def _policy_list(job: PolicyListJob) -> str:
     from celr_ray.cortex.policy_commands import list_policies
 
@@ -257,6 +265,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate-policy": Command(
         EvaluatePolicyJob, _evaluate_policy, "--transitions runs/dataset --policy heuristic --champion always-cheap"
     ),
+    "gate": Command(GateJob, _gate, "--candidate router@challenger --suite bank --out gates/first --promote"),
     "policy list": Command(PolicyListJob, _policy_list, "--registry sqlite:///mlflow.db"),
     "policy show": Command(PolicyShowJob, _policy_show, "router@champion"),
     "policy promote": Command(PolicyPromoteJob, _policy_promote, "router@challenger --evidence gate/gate_report.json"),
@@ -269,7 +278,7 @@ def _hold_run(job: Any) -> AbstractContextManager[Any]:
     """Hold the lock of the run that a command writes; a report may be made of a run at work."""
     from celr_ray.lock import run_lock
 
-    if isinstance(job, PipelineJob | ExecuteJob):
+    if isinstance(job, PipelineJob | ExecuteJob | GateJob):
         return run_lock(job.out)
     is_stage = isinstance(job, ScoreJob | ConvertJob | JudgeJob | PairJob | ExportJob)
     return run_lock(job.run) if is_stage else nullcontext()
@@ -318,15 +327,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         job = load_job(command.job, flags, program=f"celr-ray {name}")
         with _hold_run(job):
-            line = command.run(job)
+            said = command.run(job)
     except CelrRayError as error:
         print(f"celr-ray {name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"celr-ray {name}: interrupted; finished units are kept, run it again to go on", file=sys.stderr)
         return 130
+    line, exit_code = said if isinstance(said, tuple) else (said, 0)
     print(line, flush=True)
-    return 0
+    return exit_code
 
 
 if __name__ == "__main__":

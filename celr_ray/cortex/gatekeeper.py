@@ -21,17 +21,17 @@ from celr_ray.cortex.gate.monitor import GateMonitor
 from celr_ray.cortex.gate.plan import GatePlan, make_plan
 from celr_ray.cortex.gate.practice import make_practice_suite
 from celr_ray.cortex.gate.report import GateReport, make_document
-from celr_ray.cortex.gate.results import Role, hash_rows
+from celr_ray.cortex.gate.results import Role, drop_seconds, hash_rows
 from celr_ray.cortex.gate.screen import screen_candidate
 from celr_ray.cortex.gate.settings import GateConfig
-from celr_ray.cortex.gate.stage import Workers, run_gate_stage
+from celr_ray.cortex.gate.stage import Workers, make_stage_plan, run_gate_stage
 from celr_ray.cortex.gate.suites import BankSuite, Suite
 from celr_ray.cortex.policy import Policy, load_policy
-from celr_ray.stage import StageReport
+from celr_ray.stage import StageReport, open_stage
 
 __all__ = ["GateConfig", "GateReport", "GateVerdict", "PromotionGate"]
 
-REPORT, RESULTS = "gate_report.json", "gate_results.parquet"
+REPORT, RESULTS, PAGE = "gate_report.json", "gate_results.parquet", "gate_report.html"
 
 
 @dataclass
@@ -100,6 +100,10 @@ class PromotionGate:
         has_own_anchor = found["anchor"].content_hash != found["champion"].content_hash
         plan = make_plan(facts.task_ids, facts.strata, config, cap_usd=facts.cap_usd, has_own_anchor=has_own_anchor)
         policies: dict[Role, Policy] = {role: policy for role, policy in found.items() if role in plan.roles}
+        stage_plan = make_stage_plan(suite, policies, plan, config)
+        open_stage(out, stage_plan, overwrite=self.overwrite)
+        for name in (REPORT, RESULTS, PAGE):  # no verdict stands beside results that it is not of
+            storage.delete_file(storage.join(out, name))
         holes = self._check_holes(config, suite, policies, plan)
         runtime = self.runtime or RuntimeConfig()
         screen = None
@@ -112,11 +116,9 @@ class PromotionGate:
             monitor.criteria.close(GateVerdict.FAIL, [f"screen: {screen['reason']}"])
         else:
             workers = self.workers or Workers()
-            self.stage_report = run_gate_stage(
-                out, suite, policies, plan, config, runtime, workers, monitor, overwrite=self.overwrite
-            )
+            self.stage_report = run_gate_stage(out, stage_plan, suite, policies, runtime, workers, monitor)
         decision = monitor.finish()
-        rows = monitor.rows()
+        rows = monitor.rows() if facts.kind == "bank" else drop_seconds(monitor.rows())
         report = make_document(
             plan,
             config,

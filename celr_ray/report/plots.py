@@ -21,7 +21,8 @@ _OUTCOME_COLOURS = {"run succeeded": BLUE, "run failed": ORANGE, "outcome unknow
 _MAX_LABEL = 26
 
 
-def _layout(**settings: Any) -> go.Layout:
+def make_layout(**settings: Any) -> go.Layout:
+    """Return the layout that all figures share, with some settings of its own."""
     base = {
         "template": "none",
         "margin": {"l": 56, "r": 12, "t": 10, "b": 46},
@@ -66,8 +67,8 @@ def plot_histogram(histogram: Histogram) -> dict[str, Any]:
         marker={"color": BLUE},
         hovertemplate="score %{customdata}: %{y} runs<extra></extra>",
     )
-    layout = _layout(xaxis=_score_axis("score, 0 to 1"), yaxis=_count_axis("runs"))
-    return _to_json(go.Figure([bar], layout))
+    layout = make_layout(xaxis=_score_axis("score, 0 to 1"), yaxis=_count_axis("runs"))
+    return to_json(go.Figure([bar], layout))
 
 
 def plot_judge_scores(judge: JudgeData) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def plot_judge_scores(judge: JudgeData) -> dict[str, Any]:
         )
         for name, counts in judge.by_outcome
     ]
-    layout = _layout(
+    layout = make_layout(
         barmode="stack",
         showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
@@ -93,7 +94,7 @@ def plot_judge_scores(judge: JudgeData) -> dict[str, Any]:
         xaxis=_score_axis("judge score, 0 to 1"),
         yaxis=_count_axis("runs"),
     )
-    return _to_json(go.Figure(bars, layout))
+    return to_json(go.Figure(bars, layout))
 
 
 def plot_pairs_per_task(pairs: PairsData) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def plot_pairs_per_task(pairs: PairsData) -> dict[str, Any]:
         "tickvals": list(range(len(bars))),
         "ticktext": [html.escape(text) for text in labels],
     }
-    layout = _layout(
+    layout = make_layout(
         barmode="stack",
         bargap=0.25,
         showlegend=True,
@@ -129,7 +130,7 @@ def plot_pairs_per_task(pairs: PairsData) -> dict[str, Any]:
         height=260 if longest <= 4 else 270 + 6 * longest,
         yaxis={**_count_axis("pairs"), **_whole_ticks(max(sum(bar.counts.values()) for bar in bars))},
     )
-    return _to_json(go.Figure(traces, layout))
+    return to_json(go.Figure(traces, layout))
 
 
 def _task_trace(kind: str, bars: Sequence[TaskBar]) -> go.Bar:
@@ -161,6 +162,7 @@ def shorten_labels(task_ids: Sequence[str]) -> tuple[str, list[str]]:
     return prefix, [text if len(text) <= _MAX_LABEL else f"{text[:half]}…{text[-half:]}" for text in labels]
 
 
-def _to_json(figure: go.Figure) -> dict[str, Any]:
+def to_json(figure: go.Figure) -> dict[str, Any]:
+    """Return the figure as the page's script takes it."""
     found: dict[str, Any] = figure.to_plotly_json()
     return found

@@ -30,11 +30,23 @@ def render_report(data: RunData) -> bytes:
     Returns:
         UTF-8 bytes; what UTF-8 cannot hold (lone surrogates of a damaged log) becomes `?`.
     """
+    return render_page("run.html.j2", run=data, figures=make_figures(data))
+
+
+def render_page(template: str, **values: Any) -> bytes:
+    """Render one of this folder's pages with its two scripts.
+
+    Args:
+        template: file name.
+        values: what the template shows.
+
+    Returns:
+        UTF-8 bytes; what UTF-8 cannot hold (lone surrogates of a damaged log) becomes `?`.
+    """
     environment = _make_environment()
     plotly_script, page_script = _make_script(get_plotlyjs()), _make_script(_read_source(environment, "script.html.j2"))
-    page = environment.get_template("run.html.j2").render(
-        run=data,
-        figures=make_figures(data),
+    page = environment.get_template(template).render(
+        **values,
         plotly_script=plotly_script,
         page_script=page_script,
         script_hashes=[_hash_script(plotly_script), _hash_script(page_script)],

@@ -8,7 +8,7 @@ suites       where results come from: a bank that is replayed, …
 live         … or tasks that are run
 compare      baselines, curve and metrics beside candidate and champion
 holes        loophole policies and damaged results go through the same judge; none may pass
-report, page gate_report.json and its HTML page
+report       gate_report.json (its HTML page: `celr_ray.report.gate_page`)
 stage        units of tasks on Ray, resumable
 command      `celr-ray gate`: registry, audit log, promotion
 

@@ -137,7 +137,7 @@ def make_document(
         "price_table": dict(facts.prices),
         "config": {"content_hash": hash_gate_config(config), **config.model_dump(mode="json")},
         "results": dict(results),
-        "figures": describe_figures(plan, criteria),
+        "figures": describe_figures(plan, criteria, with_seconds=facts.kind == "bank"),
         "criteria": describe_criteria(plan, config, decision, criteria),
         "strata": [asdict(stratum) for stratum in decision.strata],
         "regressed": {
@@ -162,11 +162,12 @@ def _to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def describe_figures(plan: GatePlan, criteria: Criteria) -> dict[str, Any]:
-    """Return each role's observed figures on the prefix."""
+def describe_figures(plan: GatePlan, criteria: Criteria, *, with_seconds: bool) -> dict[str, Any]:
+    """Return each role's observed figures on the prefix; seconds that were measured now would differ in every run."""
     found = {}
+    names = ("success", "cost_usd", *(("seconds",) if with_seconds else ()))
     for role in plan.roles:
-        values = {name: criteria.values(role, name) for name in ("success", "cost_usd", "seconds")}
+        values = {name: criteria.values(role, name) for name in names}
         counts = ("n_unsafe", "n_censored", "n_decisions", "n_fallbacks")
         found[role] = {
             **{name: float(array.mean()) if len(array) else None for name, array in values.items()},

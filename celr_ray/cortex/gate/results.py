@@ -18,7 +18,17 @@ import pyarrow as pa
 
 from celr_ray.core.episodes import EndReason
 
-__all__ = ["RESULT_SCHEMA", "Role", "TaskOutcome", "check_rows", "hash_rows", "make_rows", "read_outcomes", "sort_rows"]
+__all__ = [
+    "RESULT_SCHEMA",
+    "Role",
+    "TaskOutcome",
+    "check_rows",
+    "drop_seconds",
+    "hash_rows",
+    "make_rows",
+    "read_outcomes",
+    "sort_rows",
+]
 
 Role = Literal["candidate", "champion", "anchor"]
 
@@ -210,6 +220,12 @@ def read_outcomes(table: pa.Table, task_ids: Sequence[str], roles: Sequence[str]
         )
 
     return [{name: outcome(task, role) for role, name in enumerate(names)} for task in range(len(task_ids))]
+
+
+def drop_seconds(table: pa.Table) -> pa.Table:
+    """Return the rows without measured times: they differ in every live run, and are kept in its logs."""
+    place = RESULT_SCHEMA.get_field_index("seconds")
+    return table.set_column(place, RESULT_SCHEMA.field(place), pa.nulls(len(table), pa.float64()))
 
 
 def hash_rows(table: pa.Table) -> str:

@@ -27,7 +27,7 @@ from celr_ray.errors import InputError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.stage import StagePlan, StageReport, hash_json, part_name, run_stage
 
-__all__ = ["Workers", "hash_gate_config", "run_gate_stage"]
+__all__ = ["Workers", "hash_gate_config", "make_stage_plan", "run_gate_stage"]
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,8 @@ def hash_gate_config(config: GateConfig) -> str:
     return hash_json(config.model_dump(mode="json"))
 
 
-def run_gate_stage(
-    out: str,
-    suite: Suite,
-    policies: Mapping[Role, Policy],
-    plan: GatePlan,
-    config: GateConfig,
-    runtime: RuntimeConfig,
-    workers: Workers,
-    monitor: GateMonitor,
-    *,
-    overwrite: bool = False,
-) -> StageReport:
-    """Run units until the monitor has decided, or all are done.
-
-    Raises:
-        InputError: a worker finds another suite than the one the gate was planned for.
-        PolicyError: champion or anchor cannot decide.
-        RunMismatchError: the folder holds the gate of other policies, tasks or settings.
-    """
+def make_stage_plan(suite: Suite, policies: Mapping[Role, Policy], plan: GatePlan, config: GateConfig) -> StagePlan:
+    """Return the units, and all that their results depend on."""
     facts = suite.facts
     settings: dict[str, Any] = {
         "suite": facts.content_hash,
@@ -80,8 +63,26 @@ def run_gate_stage(
         **{role: policy.content_hash for role, policy in policies.items()},
     }
     units: list[Unit] = [{"start": start, "stop": stop} for start, stop in plan.units]
+    return StagePlan("gate", settings, units)
+
+
+def run_gate_stage(
+    out: str,
+    stage_plan: StagePlan,
+    suite: Suite,
+    policies: Mapping[Role, Policy],
+    runtime: RuntimeConfig,
+    workers: Workers,
+    monitor: GateMonitor,
+) -> StageReport:
+    """Run units until the monitor has decided, or all are done; the plan must have been opened.
+
+    Raises:
+        InputError: a worker finds another suite than the one the gate was planned for.
+        PolicyError: champion or anchor cannot decide.
+    """
     work = Work(
-        factory=_GateFactory(_strip(suite), facts.content_hash, policies, plan.task_ids),
+        factory=_GateFactory(_strip(suite), suite.facts.content_hash, policies, monitor.plan.task_ids),
         is_stateful=True,
         concurrency=workers.concurrency,
         num_cpus=workers.num_cpus,
@@ -93,8 +94,7 @@ def run_gate_stage(
         return monitor.add(manifest["index"], _read_part(out, manifest["index"]))
 
     on_ray = uses_ray(runtime, is_large=workers.concurrency > 1 or workers.num_gpus > 0)
-    stage_plan = StagePlan("gate", settings, units)
-    return run_stage(out, stage_plan, work, runtime, on_ray=on_ray, overwrite=overwrite, is_enough=is_enough)
+    return run_stage(out, stage_plan, work, runtime, on_ray=on_ray, is_enough=is_enough)
 
 
 def _strip(suite: Suite) -> Suite:
