@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 from measure import describe_machine, find_versions, write_result
 
 TIME = ("--execute.default-time-limit-s", "36000")
@@ -78,6 +80,19 @@ def train_estimate(train: Path, tiers: str, model: str, folder: Path) -> tuple[P
     return estimate, json.loads(estimate.with_suffix(".report.json").read_text())
 
 
+def compare_costs(work: Path) -> dict[str, float]:
+    """Compare the heuristic's costs with always-strong's, task by task: the ratio of sums, bootstrapped over tasks."""
+    costs = []
+    for row in ("heuristic", "always-strong"):
+        table = pq.read_table(work / row / "episodes", columns=["task_id", "cost_usd"]).sort_by("task_id")
+        costs.append(table["cost_usd"].to_numpy())
+    ours, strong = costs
+    drawn = np.random.default_rng(0).integers(0, len(ours), size=(10_000, len(ours)))
+    ratios = ours[drawn].sum(axis=1) / strong[drawn].sum(axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"ratio": float(ours.sum() / strong.sum()), "ci_low": float(low), "ci_high": float(high), "n": len(ours)}
+
+
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,6 +136,7 @@ def main() -> None:
                 cost["heuristic-verified"] / cost["always-strong"], 3
             ),
             "ratio_always_cheap_cost_over_always_strong": round(cost["always-cheap"] / cost["always-strong"], 3),
+            "heuristic_over_always_strong_paired": compare_costs(args.work),
             "policies": table,
             "difficulty": {key: estimated[key] for key in ("n_train_tasks", "n_tasks", "auc", "brier", "ece")},
             "pipeline": {"line": paired.replace(str(args.work.resolve()), ""), "pair": stages["pair"]},

@@ -120,9 +120,12 @@ def run_raw(folder: Path, model: str, name: str) -> Measured:
     options = {key: value for key, value in SAMPLING.items() if key != "regex"}
     sampling = vllm.SamplingParams(**options, structured_outputs=StructuredOutputsParams(regex=SAMPLING["regex"]))
 
+    tokenizer = llm.get_tokenizer()
+    given = [tokenizer.decode(ids) if name == "raw_texts" else {"prompt_token_ids": ids} for ids in prompts]
+
     def generate() -> list[Any]:
         with torch.compiler.set_stance("force_eager"):
-            found: list[Any] = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+            found: list[Any] = llm.generate(given, sampling, use_tqdm=False)
         return found
 
     ready = time.time()

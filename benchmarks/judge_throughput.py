@@ -4,6 +4,7 @@ All get the same engine arguments, environment, threads and sampling. Each runs 
 timed begins when the engine is loaded and ends when the last verdict is there: start-up stands apart, in `start_s`.
 
     raw               one call of `LLM.generate` with token ids that were made beforehand: the least the work can cost
+    raw_texts         the same with the prompts as texts, which vLLM tokenises: what a person would write
     stage             the judge stage through Ray: reads Parquet, renders, tokenises, generates, saves, writes, commits
     ray_data_llm      `build_processor` on the same token ids, its other stages off; it writes nothing
     raw_other_thread  raw, but the engine is made in one thread and called in another, as an actor of Ray Data does
@@ -40,7 +41,7 @@ from celr_ray.training.judge_prompt import FittedPrompt, fit_prompt, request_fro
 from celr_ray.training.self_reward import SAMPLING
 
 MODELS = ("smollm2", "tiny_llama")
-IN_TURNS = ("raw", "stage")
+IN_TURNS = ("raw", "raw_texts", "stage")
 ONCE = ("ray_data_llm", "raw_other_thread", "raw_small_cache", "raw_shuffled_small_cache")
 RUNS_PER_TASK = 5
 
@@ -128,6 +129,9 @@ def summarise(lengths: list[int], runs: dict[str, list[dict[str, Any]]]) -> dict
         if raw and name != "raw"
     }
     pairs = list(zip(good.get("raw", ()), good.get("stage", ()), strict=False))
+    if "stage" in medians and "raw_texts" in medians:
+        over = medians["stage"]["prompts_per_s"] / medians["raw_texts"]["prompts_per_s"]
+        ratios = {"stage_over_raw_texts": round(over, 3), **ratios}
     return {
         **ratios,
         "stage_over_raw_of_each_turn": [round(b["prompts_per_s"] / a["prompts_per_s"], 3) for a, b in pairs],
@@ -162,7 +166,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=IN_TURNS + ONCE, default=IN_TURNS + ONCE, help="contenders")
     parser.add_argument("--prompts", type=int, default=60, help="prompts for SmolLM2")
     parser.add_argument("--tiny-prompts", type=int, default=600, help="prompts for the tiny Llama")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of raw and stage; the others run once")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of raw, raw_texts and stage; the others run once")
     parser.add_argument("--timeout-s", type=float, default=300, help="a contender that takes longer is ended")
     parser.add_argument("--out", default=None, help="JSON file for the results; rewritten after every model")
     options = parser.parse_args()
