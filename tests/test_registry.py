@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from policies import play, sample_artefact
+from test_execute import decisions, make_tasks
+from test_execute import run as execute
 
 from celr_ray import storage
 from celr_ray.cli import main
@@ -27,7 +29,7 @@ from celr_ray.cortex.registry import PolicyRegistry
 from celr_ray.cortex.registry_lock import claim_policy
 from celr_ray.cortex.registry_place import find_registry
 from celr_ray.cortex.registry_store import Store
-from celr_ray.errors import PolicyError
+from celr_ray.errors import PolicyError, RunMismatchError
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +312,19 @@ def test_a_champion_set_by_hand_is_taken_as_it_stands(registry, name, tmp_path):
     assert version_of(registry, name, "champion") == 1
 
 
+def test_an_execution_follows_the_version_that_the_alias_meant_when_it_began(registry, place, name, tmp_path):
+    first = train(registry, name, tmp_path)
+    settings = {"policy": f"{name}@challenger", "registry": place}
+    logs, _, report = execute(tmp_path, make_tasks(6), **settings)
+    assert {log["extra"]["celr"]["episode"]["policy_hash"] for log in logs} == {first.content_hash}
+    assert 0 <= report.counts["fallbacks"] <= sum(len(decisions(log)) for log in logs)
+    train(registry, name, tmp_path, 2)
+    with pytest.raises(RunMismatchError):
+        execute(tmp_path, make_tasks(6), **settings)
+    again, _, _ = execute(tmp_path, make_tasks(6), **{**settings, "policy": f"{name}@{first.version}"})
+    assert again == logs
+
+
 # What can go wrong in between
 
 
@@ -515,7 +530,7 @@ def test_everything_but_the_registry_works_without_mlflow(tmp_path):
 import sys
 sys.modules["mlflow"] = None
 from celr_ray.cortex.policy import MetaPolicy, load_policy
-from celr_ray.errors import PolicyError
+from celr_ray.errors import PolicyError, RunMismatchError
 print(MetaPolicy("heuristic").decide({{"budget_left": 0.9, "difficulty": 0.2}}, ["RECURSE", "ABORT"]).name)
 print(load_policy({str(tmp_path / "policy")!r}).name)
 open({str(tmp_path / "mlflow.db")!r}, "w").close()
