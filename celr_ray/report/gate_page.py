@@ -50,7 +50,7 @@ def plot_cost_success(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         margin={"l": 64, "r": 24, "t": 34, "b": 52},
         xaxis={
             "title": {"text": "cost, US$ a task"},
-            "rangemode": "tozero",
+            "range": [0, 1.2 * max((row["cost_usd"]["value"] for row in rows), default=1.0) or 1.0],
             "tickprefix": "$",
             "fixedrange": True,
             "automargin": True,

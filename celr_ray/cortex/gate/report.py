@@ -187,14 +187,14 @@ def describe_criteria(
     for name, (said, n, p_value) in decision.tests.items():
         base = plan.base_of_anchor if name.endswith("anchor") else "champion"
         rule, estimate = _estimate(name, base, plan, config, criteria)
-        entry = {"name": name, "rule": rule, "decision": said.value, "n": n, "final_p_value": p_value}
+        entry = {"name": name, "rule": rule, "decision": said.value, "decided_at": n, "final_p_value": p_value}
         found.append({**entry, "holds": said.is_pass, **estimate})
     found.append(
         {
             "name": "unsafe",
             "rule": f"none, and an upper bound of at most {config.max_unsafe_rate:g}",
             "holds": decision.unsafe_upper is not None and decision.unsafe_upper <= config.max_unsafe_rate,
-            "n": decision.n_tasks,
+            "decided_at": decision.n_tasks,
             "value": int(criteria.values("candidate", "n_unsafe").sum()),
             "ci_high": decision.unsafe_upper,
         }
