@@ -47,7 +47,7 @@ def registry(place):
 
 @pytest.fixture
 def name(request):
-    return "p." + request.node.name.split("[")[0].removeprefix("test_")[:60] + str(abs(hash(request.node.name)) % 1000)
+    return "p." + request.node.name.removeprefix("test_")[:90]
 
 
 def train(registry, name, tmp_path, seed=0, **settings):

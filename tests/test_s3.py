@@ -12,6 +12,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from policies import sample_artefact
 from runs import ingest
 from s3_server import READER_KEY, READER_SECRET, CuttingProxy, S3Server, aws_environment
 
@@ -19,7 +20,9 @@ from celr_ray import lock as lock_module
 from celr_ray import owner as owner_module
 from celr_ray import s3, storage
 from celr_ray.cli import main
-from celr_ray.errors import ConfigError, InputError, OutputError
+from celr_ray.cortex.artefact import load_artefact, save_artefact
+from celr_ray.cortex.policy import load_policy
+from celr_ray.errors import ConfigError, InputError, OutputError, PolicyError
 from celr_ray.lock import LOCK_NAME, run_lock
 from celr_ray.logs.ingest import read_quarantine
 from celr_ray.owner import encode_owner, forget_owner, make_owner
@@ -477,3 +480,14 @@ def test_of_many_that_start_at_once_one_at_a_time_holds_the_lock(place):
         list(pool.map(take, range(8)))
     assert met
     assert set(met) == {1}
+
+
+def test_a_policy_lives_in_a_bucket(place):
+    made = save_artefact(place, sample_artefact(1))
+    assert load_artefact(place).manifest == made
+    assert load_policy(place).content_hash == made.content_hash
+    storage.write_bytes(f"{place}/policy.npz", b"other")
+    with pytest.raises(PolicyError, match="was changed since it was written"):
+        load_policy(place)
+    with pytest.raises(PolicyError, match="no policy in"):
+        load_policy(f"{place}-none")
