@@ -1,4 +1,4 @@
-"""Networks, supports and the learned policy: equal to PyTorch and in every batch, the heuristic for what was not seen."""
+"""Networks, supports and the learned policy: equal to PyTorch and in every batch; the heuristic for what is new."""
 
 from __future__ import annotations
 
