@@ -1,4 +1,5 @@
 # make demo   real logs → judged, paired, exported preference data, and a report
+# make cortex-demo   recorded outcomes → a trained policy → the gate → promoted, a worse one refused, rolled back
 # make test   all tests that CI runs          make test-all  also the long ones
 # make check  ruff and mypy --strict          make bench     benchmarks against peers
 # Each target sets up .venv first. Needs Python 3.11, its pip and venv, and make; nothing else.
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH_BACKEND := $(if $(strip $(UV_FIND_LINKS)),,--torch-backend=cpu)
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo cortex-demo test test-all check bench clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +26,9 @@ $(VENV)/.ready: requirements-cpu.lock pyproject.toml
 
 demo: setup
 	$(BIN)/celr-ray pipeline --config examples/demo/demo.yaml
+
+cortex-demo: setup
+	CELR_RAY=$(BIN)/celr-ray examples/cortex/demo.sh runs/cortex-demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
