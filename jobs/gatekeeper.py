@@ -1,6 +1,6 @@
 """Decide whether a policy may take the champion's place; the flags are those of `celr-ray gate`.
 
-On a cluster: ray job submit --working-dir . -- python jobs/gate.py …
+On a cluster: ray job submit --working-dir . -- python jobs/gatekeeper.py …
 """
 
 import sys

@@ -25,6 +25,10 @@ def run_cli(*arguments) -> int:
         return int(stop.code or 0)
 
 
+SCRIPTS = {"gate": "gatekeeper"}
+"""Commands whose script in jobs/ has another name."""
+
+
 def test_the_installed_command_and_the_job_scripts_are_the_same():
     environment = {**os.environ, "COLUMNS": "100"}
     command = [os.path.join(os.path.dirname(sys.executable), "celr-ray")]
@@ -32,7 +36,7 @@ def test_the_installed_command_and_the_job_scripts_are_the_same():
     for name in COMMANDS:
         assert f"  {name} " in top
         first, *rest = name.split()
-        script = str(ROOT / "jobs" / f"{first.replace('-', '_')}.py")
+        script = str(ROOT / "jobs" / f"{SCRIPTS.get(first, first.replace('-', '_'))}.py")
         helps = [
             subprocess.run([*start, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
             for start in ([*command, first, *rest], [sys.executable, script, *rest])
