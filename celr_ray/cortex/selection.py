@@ -6,9 +6,9 @@ task being one unit. A policy that the logs say much of is preferred to one that
 1. A trial counts if the logs support it: it does nothing that the behavior policy never does, its effective sample size
    is at least `min_ess`, no episode has more than 20 % of all weight, the mean weight is within 3 standard errors of 1,
    and at most 5 % of the episodes are cut.
-2. The setting is chosen first (algorithm and parameters): the one of which most seeds count, and among these the one
-   with the highest mean over its seeds. The mean of seeds is less a matter of luck than the best of all trials.
-3. Of its seeds the best one is taken. Equal ones: the first listed, BC before CQL before IQL.
+2. The setting is chosen first (algorithm and parameters), by the mean over its seeds, which is less a matter of luck
+   than the best of all trials. A seed that does not count is taken as the worst trial that does.
+3. Of its seeds that count the best is taken. Equal to six decimals: the first listed, BC before CQL before IQL.
 4. If no trial counts, BC is taken, because it stays nearest to what was tried.
 
 The best of many estimates is too high by chance: the value of the policy that was taken is optimistic, the more so the
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from celr_ray import storage
@@ -36,6 +37,7 @@ __all__ = ["Choice", "Score", "choose", "describe_states", "score_policies", "un
 
 _LARGE_BYTES = 256 * 2**20
 _STATES = 100_000
+_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -141,16 +143,19 @@ def choose(trials: Sequence[Trial], scores: Sequence[Score], wanted: str = "auto
         fallback = next(n for n, trial in enumerate(trials) if trial.algorithm == "bc")
         why = "; ".join(dict.fromkeys(scores[n].problem for n in candidates[:3]))
         return Choice(fallback, f"behavior cloning, because no trial can be evaluated on held-out tasks: {why}")
+    lows = [_round(scores[n].ci_low if n in usable else min(scores[m].ci_low for m in usable)) for n in candidates]
     settings: dict[str, list[int]] = {}
-    for n in usable:
-        settings.setdefault(trials[n].setting, []).append(n)
-    best = max(settings.values(), key=lambda seeds: (len(seeds), _mean([scores[n].ci_low for n in seeds]), -seeds[0]))
-    taken = max(best, key=lambda n: (scores[n].ci_low, -n))
-    return Choice(taken, _explain(scores[taken], len({trials[n].setting for n in candidates}), len(best)))
+    for place, n in enumerate(candidates):
+        settings.setdefault(trials[n].setting, []).append(place)
+    known = [places for places in settings.values() if any(candidates[place] in usable for place in places)]
+    best = max(known, key=lambda places: (_round(fmean(lows[place] for place in places)), -places[0]))
+    taken = max((p for p in best if candidates[p] in usable), key=lambda place: (lows[place], -place))
+    return Choice(candidates[taken], _explain(scores[candidates[taken]], len(settings), len(best)))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _round(value: float) -> float:
+    """Drop what is rounding only: it must not choose between policies that decide alike."""
+    return round(value, _DECIMALS)
 
 
 def _explain(score: Score, n_settings: int, n_seeds: int) -> str:

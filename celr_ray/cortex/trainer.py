@@ -265,7 +265,7 @@ def _choose(
         metrics = _measure(job, training, policies[choice.number], scores[choice.number])
     artefact = _note(artefacts[choice.number], choice, metrics)
     trial = training.trials[choice.number]
-    shown = [score.to_json() for score in scores[:-1]] or [None] * len(results)
+    shown: Sequence[Any] = [score.to_json() for score in scores[:-1]] or [None] * len(results)
     record = {
         "name": job.name,
         "algorithm": trial.algorithm,

@@ -31,7 +31,7 @@ def write_training_page(uri: str, record: Mapping[str, Any]) -> None:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
         f"{_load_plotly()}<main>",
         f"<h1>{title}</h1><p>Taken: <b>{html.escape(_name(trials[record['taken']]))}</b>, policy "
-        f"{record['content_hash']}. {html.escape(record['reason'])}.</p>",
+        f"{record['content_hash']}. Why: {html.escape(record['reason'])}.</p>",
     ]
     if record["is_cold_start"]:
         parts.append("<p><b>Cold start:</b> too few logs to learn from; this policy is a clone of the heuristic.</p>")
@@ -120,9 +120,11 @@ def _draw(traces: list[dict[str, Any]], x: str, y: str, *, height: int) -> str:
         "showlegend": len(traces) > 1,
         "margin": {"l": 60 if y else 200, "r": 20, "t": 10, "b": 50},
         "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}},
+        "yaxis": {"title": {"text": y}, "autorange": True if y else "reversed"},
     }
-    page: str = go.Figure({"data": traces, "layout": layout}).to_html(full_html=False, include_plotlyjs=False)
+    page: str = go.Figure({"data": traces, "layout": layout}).to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
+    )
     return page
 
 

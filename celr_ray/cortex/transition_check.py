@@ -124,7 +124,7 @@ def _check_rows(batch: Transitions, is_known: BoolArray, offset: int) -> None:
             1 + np.abs(batch.rewards_raw)
         )
         outside = (batch.features < _LOW - _ROUNDING) | (batch.features > _HIGH + _ROUNDING)
-        found: dict[str, tuple[BoolArray, Any]] = {
+        found: dict[str, tuple[Any, Any]] = {
             f"a reward outside {low:g} to {high:g}, which no episode can earn": (
                 ~((batch.rewards_raw >= low - _ROUNDING) & (batch.rewards_raw <= high + _ROUNDING)),
                 batch.rewards_raw,

@@ -102,6 +102,7 @@ def _run_with_tune(todo: Todo, data: TrialData, runtime: RuntimeConfig, progress
         tuner = tune.Tuner(
             tune.with_resources(train, tune.PlacementGroupFactory([{"CPU": 1}] * n_cpus)),
             param_space=space,
+            tune_config=tune.TuneConfig(reuse_actors=True),  # importing RLlib takes longer than a small trial
             run_config=tune.RunConfig(
                 storage_path=folder,
                 verbose=0,
@@ -136,7 +137,10 @@ def _make_callback(data: TrialData, progress: TrainingProgress) -> Any:
     from ray import tune
 
     class Tell(tune.Callback):  # type: ignore[misc]
-        """Passes on to the driver's progress what trials report."""
+        """Passes on to the driver's progress what trials report; Tune stores its callbacks, this one as nothing."""
+
+        def __reduce__(self) -> Any:
+            return dict, ()
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             if "total" in result:
