@@ -280,7 +280,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=300, help="replications of ours")
-    parser.add_argument("--peer-repeats", type=int, default=60, help="replications of RLlib's table estimators")
+    parser.add_argument("--peer-repeats", type=int, default=50, help="replications of RLlib's table estimators")
     parser.add_argument("--network-repeats", type=int, default=8, help="of what trains a network")
     parser.add_argument("--out", default=None, help="JSON file for the results")
     options = parser.parse_args()

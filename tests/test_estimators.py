@@ -345,3 +345,16 @@ def test_the_jackknife_knows_how_fqe_varies():
 def test_a_report_has_every_estimate():
     log = model_win(50, 14)
     assert tuple(estimate_all(log, log.behavior, (-3, 3)).estimates) == ESTIMATORS
+
+
+def test_bounds_that_contradict_each_other_are_no_evidence():
+    found = []
+    for seed in (2, 116, 229):  # the logs of 300 whose effective sample is large enough by chance hold such ones
+        log = model_fail(200, seed)
+        found.append(screen(log, spread(EVALUATION, log), (-1, 1), seed=seed))
+    for crossed in found[:2]:
+        assert any("is above the upper one" in problem for problem in crossed.diagnostics.problems)
+        assert np.isnan(crossed.value_low)
+        assert veto(crossed, found[2]).verdict is Verdict.NOT_EVALUABLE
+    assert found[2].diagnostics.is_evaluable
+    assert found[2].value_low < found[2].value_high

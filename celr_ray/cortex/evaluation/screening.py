@@ -11,7 +11,7 @@ evidence, and that they overlap is none: a candidate that is not vetoed still ha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -182,7 +182,7 @@ def screen_values(
     weight = np.where(values.is_cut, 0.0, values.weight)
     above = _average_tasks(weight * np.clip(values.returns - low, 0.0, None), values.task)
     below = _average_tasks(weight * np.clip(high - values.returns, 0.0, None), values.task)
-    return Screen(
+    found = Screen(
         diagnostics,
         low + gaffke_lower_bound(above, alpha, seed),
         high - gaffke_lower_bound(below, alpha, seed),
@@ -190,6 +190,16 @@ def screen_values(
         high - betting_lower_bound(below, alpha),
         alpha,
     )
+    return found if found.value_low <= found.value_high else _refuse_crossed(found)
+
+
+def _refuse_crossed(found: Screen) -> Screen:
+    """Return a screen without bounds: a lower one above the upper one means that one of them has failed."""
+    text = (
+        f"the lower bound {found.value_low:.4g} is above the upper one {found.value_high:.4g}: the weights are unusual"
+    )
+    diagnostics = replace(found.diagnostics, problems=(*found.diagnostics.problems, text))
+    return Screen(diagnostics, math.nan, math.nan, math.nan, math.nan, found.alpha)
 
 
 def _average_tasks(values: FloatArray, task: IntArray) -> FloatArray:
