@@ -69,7 +69,7 @@ def simulate(seed: int, n: int, *, ratio: float = 0.75, gain: float = 0.0, disco
 
 
 @cache
-def practice_bank(n_gate: int = 400, n_train: int = 100, seed: int = 0) -> Bank:
+def practice_bank(n_gate: int = 340, n_train: int = 60, seed: int = 0) -> Bank:
     """Return a simulated bank with gate and training tasks; on it retry-then-escalate beats the heuristic's cost."""
     n = n_gate + n_train
     bank = make_practice_bank(seed, n)

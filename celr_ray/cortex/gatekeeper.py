@@ -177,7 +177,7 @@ def _compare(
 ) -> Comparison:
     task_ids = plan.task_ids[: decision.n_tasks]
     if isinstance(suite, BankSuite) and task_ids:
-        return compare_policies(suite.replay_suite, suite.train_suite(), policies, task_ids, seed=config.seed)
+        return compare_policies(suite.replay_suite, suite.train_suite, policies, task_ids, seed=config.seed)
     success, cost = (
         {role: monitor.criteria.values(role, name) for role in plan.roles} for name in ("success", "cost_usd")
     )

@@ -1,8 +1,9 @@
 """Whether the gate itself can be trusted here: loophole policies and damaged results go through the same judge.
 
 They are judged on the suite's first tasks, against the same champion and anchor, by the same criteria, but without the
-numbers of tasks that a PASS needs: a small suite shall not hide a hole. None may pass. Two controls show that the judge
-tells things apart: the champion at 70 % of its cost (passes where there are tasks enough), and unchanged (never).
+numbers of tasks that a PASS needs: a small suite shall not hide a hole. None may pass. Damaged results are those of a
+control, the champion at 70 % of its cost, which does pass, where there are tasks enough, as long as it is not damaged;
+they are judged without the anchor, which the champion itself may not reach.
 """
 
 from __future__ import annotations
@@ -78,21 +79,27 @@ def check_holes(
     others = [replay_rows(suite, role, policies[role], rows) for role in plan.roles if role != "candidate"]  # type: ignore[index, arg-type]
     hard = float(np.median(suite.bank.tasks["difficulty"].to_numpy()[rows]))
 
+    found = []
+    for policy in make_loopholes(policies["champion"], hard):
+        played = pa.concat_tables([replay_rows(suite, "candidate", policy, rows), *others])
+        found.append(judge_tables(policy.name, split_units(played, plan), plan, config))
+    return (*found, *_judge_damages(others[0], replace(plan, roles=("candidate", "champion")), config))
+
+
+def _judge_damages(champion: pa.Table, plan: GatePlan, config: GateConfig) -> list[HoleResult]:
+    """Judge results made from the champion's rows."""
+
     def judge(name: str, candidate: pa.Table, damage: _Damage | None = None, *, is_control: bool = False) -> HoleResult:
-        units = split_units(pa.concat_tables([candidate, *others]), plan)
+        units = split_units(pa.concat_tables([candidate, champion]), plan)
         return judge_tables(name, damage(units) if damage else units, plan, config, is_control=is_control)
 
-    champion = others[0]
-    found = [
-        judge(policy.name, replay_rows(suite, "candidate", policy, rows))
-        for policy in make_loopholes(policies["champion"], hard)
-    ]
     honest = _scale_cost(champion, np.full(len(champion), _HONEST_COST))
-    found.append(judge("explosive-costs", _scale_cost(champion, _explosions(champion, plan.cap_usd))))
-    found += [judge(name, honest, damage) for name, damage in _DAMAGES.items()]
-    found.append(judge("champion-unchanged", _as_candidate(champion)))
-    found.append(judge("control: champion at 70 % of its cost", honest, is_control=True))
-    return tuple(found)
+    return [
+        judge("explosive-costs", _scale_cost(champion, _explosions(champion, plan.cap_usd))),
+        *(judge(name, honest, damage) for name, damage in _DAMAGES.items()),
+        judge("champion-unchanged", _as_candidate(champion)),
+        judge("control: champion at 70 % of its cost", honest, is_control=True),
+    ]
 
 
 def judge_tables(

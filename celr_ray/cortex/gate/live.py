@@ -61,6 +61,11 @@ class LiveSuite:
     config: GateConfig
     clients: Mapping[str, ModelClient] | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Tell whether its models live in this process only."""
+        return self.clients is not None
+
     @cached_property
     def _ladder(self) -> TierLadder:
         return load_tiers(self.tiers)

@@ -38,8 +38,8 @@ class GateConfig(Section):
     min_cost_tasks: int = Field(200, ge=2, description="fewer tasks prove nothing about cost")
     strict_cost: bool = Field(
         False,
-        description="test cost by Gaffke's bound at the cap, which allows for explosions that were not seen; takes more "
-        "tasks",
+        description="test cost by Gaffke's bound at the cap: it allows for explosions that were not seen, and takes "
+        "more tasks",
     )
     cap_factor: float = Field(
         4.0,

@@ -81,8 +81,12 @@ def run_gate_stage(
         InputError: a worker finds another suite than the one the gate was planned for.
         PolicyError: champion or anchor cannot decide.
     """
+    is_large = workers.concurrency > 1 or workers.num_gpus > 0
+    on_ray = not suite.is_local and uses_ray(runtime, is_large=is_large)
     work = Work(
-        factory=_GateFactory(_strip(suite), suite.facts.content_hash, policies, monitor.plan.task_ids),
+        factory=_GateFactory(
+            _strip(suite) if on_ray else suite, suite.facts.content_hash, policies, monitor.plan.task_ids
+        ),
         is_stateful=True,
         concurrency=workers.concurrency,
         num_cpus=workers.num_cpus,
@@ -93,7 +97,6 @@ def run_gate_stage(
     def is_enough(manifest: Manifest) -> bool:
         return monitor.add(manifest["index"], _read_part(out, manifest["index"]))
 
-    on_ray = uses_ray(runtime, is_large=workers.concurrency > 1 or workers.num_gpus > 0)
     return run_stage(out, stage_plan, work, runtime, on_ray=on_ray, is_enough=is_enough)
 
 

@@ -61,6 +61,11 @@ class Suite(Protocol):
     """A set of tasks on which policies can be compared."""
 
     @property
+    def is_local(self) -> bool:
+        """Tell whether it can be run in this process only."""
+        ...
+
+    @property
     def facts(self) -> SuiteFacts:
         """Return what is known before anything runs."""
         ...
@@ -90,24 +95,28 @@ class BankSuite:
     Attributes:
         bank: a bank, or the URI of one.
         config: split, replays, seed and rules of the replay.
-        escalation: where ESCALATE leads, and thresholds of the anchor.
-        task_ids: only these tasks of the split; None = all.
+        escalation: where ESCALATE leads, and thresholds of the heuristic.
     """
 
     bank: Bank | str
     config: GateConfig
     escalation: EscalationConfig
-    task_ids: tuple[str, ...] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Return False: any worker can read a bank."""
+        return False
+
+    @cached_property
+    def _whole(self) -> Bank:
+        return load_bank(self.bank) if isinstance(self.bank, str) else self.bank
 
     @cached_property
     def replay_suite(self) -> ReplaySuite:
         """Return the tasks made ready, budgets cut to the cap."""
-        bank = load_bank(self.bank) if isinstance(self.bank, str) else self.bank
-        whole = bank
-        if self.task_ids is not None:
-            bank = bank.select(task_ids=self.task_ids)
-        suite = prepare_replay(bank, None if self.config.split == "all" else self.config.split, self._rules())
-        cap = self._find_cap(whole)
+        split = None if self.config.split == "all" else self.config.split
+        suite = prepare_replay(self._whole, split, self._rules())
+        cap = self._find_cap()
         return suite if cap is None else cut_budgets(suite, cap)
 
     def _rules(self) -> ReplayConfig:
@@ -121,21 +130,20 @@ class BankSuite:
             escalation=self.escalation,
         )
 
-    def _find_cap(self, bank: Bank) -> float | None:
+    def _find_cap(self) -> float | None:
         """Return what budgets are cut to, None = nothing."""
         if self.config.cap_usd is not None or not self.config.strict_cost:
             return self.config.cap_usd
-        train = self.train_suite(bank)
-        if train is None:
+        if self.train_suite is None:
             raise InputError("strict cost: the bank has no training tasks to find a cap from; set --gate.cap-usd")
-        anchor = run_replay(train, HeuristicPolicy(self.escalation))
+        anchor = run_replay(self.train_suite, HeuristicPolicy(self.escalation))
         return self.config.cap_factor * float(anchor.cost_bounds()[1].mean())
 
-    def train_suite(self, bank: Bank | None = None) -> ReplaySuite | None:
+    @cached_property
+    def train_suite(self) -> ReplaySuite | None:
         """Return the training tasks under the same rules, budgets not cut; None if none can be replayed."""
-        whole = bank or (load_bank(self.bank) if isinstance(self.bank, str) else self.bank)
         try:
-            return prepare_replay(whole, "train", self._rules())
+            return prepare_replay(self._whole, "train", self._rules())
         except InputError:
             return None
 
