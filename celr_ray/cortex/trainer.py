@@ -76,7 +76,7 @@ class TrainingReport:
 
     def __str__(self) -> str:
         """Return one line for people."""
-        of = f", 1 of {self.n_trials} trials" if self.n_trials > 1 else ""
+        of = f", chosen from {self.n_trials} trials" if self.n_trials > 1 else ""
         what = "cold start" if self.is_cold_start else f"{self.record['trial']}{of}"
         registered = f"; {self.version}" if self.version else "; not registered"
         return f"{what}: {self.reason}; policy {self.content_hash} in {self.artefact_uri}{registered}"
