@@ -235,7 +235,7 @@ def test_a_real_browser_draws_the_page(passed, tmp_path):
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory) -> str:
-    """A registry where `lost` and `won` have a random network as challenger and the heuristic as champion and anchor."""
+    """A registry of `lost` and `won`: a random network as challenger, the heuristic as champion and anchor."""
     folder = tmp_path_factory.mktemp("registry")
     save_artefact(str(folder / "artefact"), sample_artefact())
     for name in ("lost", "won"):
