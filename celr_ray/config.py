@@ -394,6 +394,11 @@ class BankConfig(Section):
         description="as-recorded = the logs' estimate, 0.5 where there is none; train = from the texts and outcomes of "
         "the training tasks, theirs out of fold; else a file of `celr-ray train-difficulty`",
     )
+    confidence: Literal["as-recorded", "train"] = Field(
+        "as-recorded",
+        description="of answers. train = P(right) from question and answer, learned on the training tasks, theirs out "
+        "of fold; needs --source routellm with responses. A policy sees it only after it has paid for the answer",
+    )
     default_budget_usd: float | None = Field(
         None, gt=0, description="budget of tasks without one, US$; null = four worst cases of the strongest tier"
     )

@@ -328,7 +328,7 @@ def test_splits_go_by_task_and_equal_texts_fall_into_one():
 
 
 def test_difficulty_is_learned_from_training_tasks_alone(monkeypatch):
-    monkeypatch.setattr("celr_ray.cortex.evaluation.bank_build._FOLDS", 2)
+    monkeypatch.setattr("celr_ray.cortex.evaluation.bank_estimates._FOLDS", 2)
     parts = make_parts(2)
     for i in range(240):
         is_hard = i % 2 == 0

@@ -44,6 +44,7 @@ __all__ = [
     "DifficultyRows",
     "cheap_signals",
     "difficulty_rows",
+    "fit_platt",
     "load_difficulty",
     "rows_from_trajectories",
     "train_difficulty",
@@ -282,7 +283,7 @@ def _make_vectoriser(family: str) -> Any:
 def _calibrate(logits: Floats, failed: Bools) -> Calibration:
     if len(logits) >= _ISOTONIC_ROWS:
         return _fit_isotonic(logits, failed)
-    return _fit_platt(logits, failed)
+    return fit_platt(logits, failed)
 
 
 def _fit_isotonic(logits: Floats, failed: Bools) -> Calibration:
@@ -294,8 +295,13 @@ def _fit_isotonic(logits: Floats, failed: Bools) -> Calibration:
     return Calibration("isotonic", np.asarray(regression.X_thresholds_), np.asarray(regression.y_thresholds_))
 
 
-def _fit_platt(logits: Floats, failed: Bools) -> Calibration:
-    """Fit slope (not below 0) and offset by maximum likelihood of Platt's targets (n₊ + 1)/(n₊ + 2), 1/(n₋ + 2)."""
+def fit_platt(logits: Floats, failed: Bools) -> Calibration:
+    """Fit slope (not below 0) and offset by maximum likelihood of Platt's targets (n₊ + 1)/(n₊ + 2), 1/(n₋ + 2).
+
+    Args:
+        logits: [B] scores of rows that the regression has not seen.
+        failed: [B] the outcome whose probability is wanted.
+    """
     from scipy.optimize import minimize
 
     n_failed = int(failed.sum())

@@ -1,4 +1,4 @@
-"""Makes a bank of what an importer found: split, difficulty, budgets, notes; and writes it.
+"""Makes a bank of what an importer found: split, estimates, budgets, notes; and writes it.
 
 BANK/…                   see bank.py
 BANK/rejected.jsonl      records that could not be used: file, line, reason; absent if there are none
@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from celr_ray import storage
 from celr_ray.config import BankBuildJob, BankConfig
-from celr_ray.core.episodes import hash_text, mix_keys
+from celr_ray.core.episodes import hash_text
 from celr_ray.core.executor import draw_uniform
 from celr_ray.core.models import load_tiers
-from celr_ray.cortex.actions import FloatArray
-from celr_ray.cortex.difficulty_model import load_difficulty
-from celr_ray.cortex.evaluation.bank import SPLITS, Bank, make_bank, write_bank
+from celr_ray.cortex.evaluation.bank import SPLITS, Bank, Split, make_bank, write_bank
+from celr_ray.cortex.evaluation.bank_estimates import estimate_confidence, estimate_difficulty
 from celr_ray.cortex.evaluation.bank_logs import import_logs
 from celr_ray.cortex.evaluation.bank_rows import BankParts, TaskFacts
 from celr_ray.cortex.evaluation.bank_sources import import_reflexion, import_routellm, import_runs
@@ -32,8 +31,6 @@ __all__ = ["BankReport", "assemble_bank", "build_bank", "run_bank_build"]
 _BUDGET_CALLS = 4
 """As in the executor: a task without a budget gets so many worst cases of the strongest tier."""
 _FREE_BUDGET_USD = 1.0
-_NEUTRAL_DIFFICULTY = 0.5
-_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -67,29 +64,32 @@ def split_tasks(keys: Sequence[str], config: BankConfig) -> list[str]:
     return [SPLITS[position] for position in np.searchsorted(edges, uniform, side="right")]
 
 
-def assemble_bank(parts: BankParts, config: BankConfig) -> Bank:
+def assemble_bank(parts: BankParts, config: BankConfig, *, splits: Mapping[str, Split] | None = None) -> Bank:
     """Put together what an importer found.
 
     Args:
         parts: attempts, facts, tiers.
-        config: split, difficulty, defaults.
+        config: split, estimates, defaults.
+        splits: of each task by its id, as for cross-validation; None = by hashes of the texts.
 
     Raises:
-        InputError: the rows are not what a bank holds, or too few to train the difficulty estimate on.
+        InputError: the rows are not what a bank holds, or too few to train an estimate on.
+        ConfigError: confidence cannot be estimated from this source.
     """
     attempted = {row["task_id"] for row in parts.attempts}
     ids = sorted(task_id for task_id in parts.tasks if task_id in attempted)
     facts = [parts.tasks[task_id] for task_id in ids]
-    splits = split_tasks([fact.text or task_id for task_id, fact in zip(ids, facts, strict=True)], config)
-    difficulty, is_known = _estimate_difficulty(parts, ids, facts, splits, config)
-    attempts = pa.Table.from_pylist(parts.attempts, schema=BANK_ATTEMPT_SCHEMA)
+    keys = [fact.text or task_id for task_id, fact in zip(ids, facts, strict=True)]
+    split = split_tasks(keys, config) if splits is None else [splits[task_id] for task_id in ids]
+    difficulty, is_known = estimate_difficulty(parts, ids, split, config)
+    attempts = pa.Table.from_pylist(estimate_confidence(parts, ids, split, config), schema=BANK_ATTEMPT_SCHEMA)
     budget = config.default_budget_usd or _default_budget(parts)
     tasks = pa.table(
         {
             "task_id": ids,
             "domain": [fact.domain for fact in facts],
             "level": [fact.level for fact in facts],
-            "split": splits,
+            "split": split,
             "difficulty": difficulty,
             "is_difficulty_known": is_known,
             **{name: [getattr(f, name) for f in facts] for name in ("risk", "is_coding", "has_verifier", "needs_code")},
@@ -102,7 +102,13 @@ def assemble_bank(parts: BankParts, config: BankConfig) -> Bank:
         },
         schema=BANK_TASK_SCHEMA,
     )
-    notes = {**parts.notes, "rows": _count(parts), "split_seed": config.split_seed, "difficulty": config.difficulty}
+    notes = {
+        **parts.notes,
+        "rows": _count(parts),
+        "split_seed": config.split_seed if splits is None else "given",
+        "difficulty": config.difficulty,
+        "confidence": config.confidence,
+    }
     return make_bank(parts.tiers, tasks, attempts, notes)
 
 
@@ -118,58 +124,6 @@ def _default_budget(parts: BankParts) -> float:
         default=0.0,
     )
     return _BUDGET_CALLS * worst or _FREE_BUDGET_USD
-
-
-def _estimate_difficulty(
-    parts: BankParts, ids: Sequence[str], facts: Sequence[TaskFacts], splits: Sequence[str], config: BankConfig
-) -> tuple[FloatArray, list[bool]]:
-    """Return the difficulty of each task, [n], and whether it is an estimate."""
-    given = np.array([_NEUTRAL_DIFFICULTY if fact.difficulty is None else fact.difficulty for fact in facts])
-    texts = [fact.text or "" for fact in facts]
-    if config.difficulty == "as-recorded":
-        return given, [fact.is_difficulty_known for fact in facts]
-    if config.difficulty != "train":
-        model = load_difficulty(config.difficulty)
-        return model.predict(texts), [model.is_trained] * len(facts)
-    failed = _first_failures(parts, ids)
-    return _cross_fit(texts, failed, np.array(splits), config.split_seed), [True] * len(facts)
-
-
-def _first_failures(parts: BankParts, ids: Sequence[str]) -> FloatArray:
-    """Return for each task the share of the cheapest tier's fresh attempts that failed, NaN = none."""
-    cheapest = parts.tiers[0].name
-    outcomes: dict[str, list[bool]] = {task_id: [] for task_id in ids}
-    for row in parts.attempts:
-        if row["tier"] == cheapest and row["kind"] == "fresh":
-            outcomes[row["task_id"]].append(not row["success"])
-    return np.array([np.mean(found) if found else np.nan for found in outcomes.values()])
-
-
-def _cross_fit(texts: Sequence[str], failed: FloatArray, splits: Any, seed: int) -> FloatArray:
-    """Estimate difficulty from texts with training tasks only, and theirs out of fold.
-
-    So a training task's estimate has not seen its own outcome, and is as uncertain as one of the gate.
-    """
-    from celr_ray.cortex.difficulty import train_difficulty
-
-    fold = (mix_keys(seed, np.array([hash_text(text) for text in texts], dtype=np.uint64)) % np.uint64(_FOLDS)).astype(
-        int
-    )
-    is_train = (splits == "train") & ~np.isnan(failed)
-    estimates = np.full(len(texts), _NEUTRAL_DIFFICULTY)
-
-    def estimate(rows: Any, learned_from: Any) -> None:
-        chosen = np.flatnonzero(learned_from)
-        own = [texts[row] for row in chosen]
-        model, _ = train_difficulty(own, failed[chosen] >= 0.5, own, seed=seed)
-        estimates[rows] = model.predict([texts[row] for row in np.flatnonzero(rows)])
-
-    estimate(splits != "train", is_train)
-    for number in range(_FOLDS):
-        rows = (splits == "train") & (fold == number)
-        if rows.any():
-            estimate(rows, is_train & (fold != number))
-    return estimates
 
 
 def _count(parts: BankParts) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class BankParts:
         tiers: weak to strong.
         tasks: by task_id.
         attempts: rows of `BANK_ATTEMPT_SCHEMA`.
+        answers: text of the answer by position in `attempts`, where the source has it; for estimates, not stored.
         rejected: records that could not be used.
         excluded: usable records that are no attempts of a bank, counted by reason.
         duplicates: attempts that were there already.
@@ -63,6 +64,7 @@ class BankParts:
     tiers: list[BankTier]
     tasks: dict[str, TaskFacts] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[int, str] = field(default_factory=dict)
     rejected: list[QuarantineRow] = field(default_factory=list)
     excluded: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0

@@ -112,6 +112,8 @@ def _read_question(
         prompt_tokens, output_tokens = estimate_tokens(row["prompt"]), estimate_tokens(response or "A")
         cost = (prompt_tokens * prices[model][0] + output_tokens * prices[model][1]) / 1e6
         key = {} if response is None else {"answer_key": hash_text(response.strip())}
+        if response is not None:
+            parts.answers[len(parts.attempts)] = response
         parts.attempts.append(
             make_attempt(
                 task_id,
