@@ -35,7 +35,19 @@ from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
 _READERS = 16
 
-STAGE_ORDER = ("execute", "ingest", "judge", "pair", "export", "report", "convert", "decisions", "dataset", "train", "gate")
+STAGE_ORDER = (
+    "execute",
+    "ingest",
+    "judge",
+    "pair",
+    "export",
+    "report",
+    "convert",
+    "decisions",
+    "dataset",
+    "train",
+    "gate",
+)
 STAGE_FOLDERS = {
     "execute": ("logs", "episodes", "rejected"),
     "ingest": ("trajectories", "quarantine"),

@@ -1,4 +1,4 @@
-"""P(an answer is right): arithmetic is recomputed, features hold for any text, estimates never saw their own outcome."""
+"""P(an answer is right): arithmetic is recomputed, features hold for any text, estimates never saw their outcome."""
 
 from __future__ import annotations
 

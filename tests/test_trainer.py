@@ -91,7 +91,13 @@ def test_the_chosen_policy_beats_the_heuristic_on_tasks_that_nobody_saw(trained,
 def test_the_report_can_be_quoted_and_the_record_holds_everything(trained, data):
     out, report = trained
     line = str(report)
-    for part in (report.record["trial"], "chosen from 6 trials", "validation episodes", report.content_hash, "not registered"):
+    for part in (
+        report.record["trial"],
+        "chosen from 6 trials",
+        "validation episodes",
+        report.content_hash,
+        "not registered",
+    ):
         assert part in line
     assert "\n" not in line
     run = json.loads((out / "run.json").read_text())
