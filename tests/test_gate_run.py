@@ -52,7 +52,7 @@ def bank_folder(tmp_path_factory) -> str:
 def passed(tmp_path_factory, bank_folder) -> Path:
     """A folder of a gate that passed, in a loop."""
     out = tmp_path_factory.mktemp("gate") / "out"
-    report = PromotionGate(CONFIG, str(out)).run(RetryThenEscalate(), suite=bank_folder)
+    report = PromotionGate(CONFIG, str(out), RuntimeConfig(executor="loop")).run(RetryThenEscalate(), suite=bank_folder)
     assert report.verdict is GateVerdict.PASS
     return out
 

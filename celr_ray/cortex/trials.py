@@ -197,8 +197,10 @@ def train_weights(
     """
     import torch
 
+    # Small matrices: threads cost more than they bring, and trials run side by side; and sums depend on their number in
+    # the last digit. vLLM's CPU worker makes torch.set_num_threads do nothing in its process, hence the original.
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: threads cost more than they bring, and trials run side by side
+    torch._C.set_num_threads(1)
     algorithm = _build(trial, data.config, source, warm_start)
     curve: list[dict[str, float]] = []
     try:
@@ -210,7 +212,7 @@ def train_weights(
         return algorithm.export(), curve
     finally:
         algorithm.stop()
-        torch.set_num_threads(n_threads)
+        torch._C.set_num_threads(n_threads)
 
 
 def make_trial_artefact(
