@@ -216,6 +216,16 @@ class ExecuteConfig(Section):
     escalation: EscalationConfig = Field(default_factory=EscalationConfig, description="thresholds of the heuristic")
 
 
+FAILURE_PENALTY: Any = Field(
+    100.0,
+    gt=0,
+    allow_inf_nan=False,
+    description="what the reward charges for a failure, in task budgets. At 100 nothing that a task can spend is worth "
+    "one more failure in 200 tasks, and costs are lost in noise; from 1 to 10 policies learn to save. The gate decides "
+    "the same way whatever was used here",
+)
+
+
 class DatasetConfig(Section):
     """How logs become the transitions that a policy of the Cortex is trained on."""
 
@@ -223,6 +233,7 @@ class DatasetConfig(Section):
         0.2, ge=0, lt=1, description="share of tasks (never of single rows) that go to the validation split"
     )
     seed: int = Field(0, ge=0, description="of the split of tasks and of the order of episodes")
+    failure_penalty: float = FAILURE_PENALTY
     foreign: Literal["map", "refuse"] = Field(
         "map", description="logs without decisions: map what they show onto the six actions, or leave them out"
     )
@@ -447,6 +458,7 @@ class BankReplayJob(_Job):
     registry: str | None = Field(None, description="tracking URI of the registry; null = MLFLOW_TRACKING_URI")
     epsilon: float = Field(0.2, ge=0, le=1, description="share of decisions that take any allowed action")
     replays: int = Field(4, ge=1, description="episodes of each task")
+    failure_penalty: float = FAILURE_PENALTY
     out: Uri = Field(description="folder for the transitions, which `celr-ray train-cortex --transitions` reads")
 
 

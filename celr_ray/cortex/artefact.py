@@ -18,7 +18,7 @@ from celr_ray.cortex.actions import ACTIONS, MASK_VERSION, N_ACTIONS
 from celr_ray.cortex.arrays import MAX_BYTES, pack_arrays, unpack_arrays
 from celr_ray.cortex.manifest import Algorithm, Decision, Manifest, clean_numbers, hash_bytes, read_manifest
 from celr_ray.cortex.network import Network
-from celr_ray.cortex.reward import REWARD_SCALE
+from celr_ray.cortex.reward import find_reward_scale
 from celr_ray.cortex.state import N_FEATURES, SCHEMA_HASH, StateExtractor
 from celr_ray.cortex.support import Support
 from celr_ray.errors import InputError, PolicyError
@@ -69,7 +69,7 @@ def make_artefact(
     parent: str | None = None,
     start_tier: int = 0,
     escalation: EscalationConfig | None = None,
-    reward_scale: float = REWARD_SCALE,
+    reward_scale: float = find_reward_scale(),
     training: dict[str, Any] | None = None,
 ) -> Artefact:
     """Put a trained policy together.

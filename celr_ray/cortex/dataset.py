@@ -24,8 +24,8 @@ from celr_ray import storage
 from celr_ray.config import DatasetConfig, IngestConfig, RuntimeConfig
 from celr_ray.cortex.actions import ACTIONS
 from celr_ray.cortex.decision_stage import decision_plan, make_decision_unit
-from celr_ray.cortex.episode_rows import REWARD_SCALE
 from celr_ray.cortex.foreign_logs import REFUSALS
+from celr_ray.cortex.reward import find_reward_scale
 from celr_ray.cortex.state import FEATURES, SCHEMA_HASH
 from celr_ray.cortex.transition_stage import add_digests, make_transition_unit, transition_plan
 from celr_ray.cortex.transitions import (
@@ -175,8 +175,8 @@ def _write_record(run: str, plan: StagePlan) -> None:
             total.update(manifest.get(name, {}))
         n_unknown = manifest["without_propensities"]
         totals["behavior"].update(known=manifest["rows_out"] - n_unknown, unknown=n_unknown)
-    settings = {key: plan.settings[key] for key in ("seed", "validation_fraction")}
-    identity = [add_digests(manifests), SCHEMA_HASH, list(ACTIONS), REWARD_SCALE, settings]
+    settings = {key: plan.settings[key] for key in ("seed", "validation_fraction", "failure_penalty")}
+    identity = [add_digests(manifests), SCHEMA_HASH, list(ACTIONS), settings]
     record = {
         "format": "celr-ray transitions",
         "version": 1,
@@ -186,7 +186,7 @@ def _write_record(run: str, plan: StagePlan) -> None:
         "schema_hash": SCHEMA_HASH,
         "features": [feature.name for feature in FEATURES],
         "actions": list(ACTIONS),
-        "reward_scale": REWARD_SCALE,
+        "reward_scale": find_reward_scale(settings["failure_penalty"]),
         **settings,
     }
     storage.write_json(dataset_record_uri(run), record)

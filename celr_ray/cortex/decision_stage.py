@@ -197,7 +197,7 @@ class _UnitReader:
     def _keep(self, rows: EpisodeRows) -> None:
         if rows.length.size:
             self.rows_out += len(rows.length)
-            self.tables.append(_stage(rows, self._dataset.seed))
+            self.tables.append(_stage(rows, self._dataset))
 
     def finish(self) -> pa.Table:
         """Check and play what still waits, and return all staged rows ordered by key."""
@@ -215,12 +215,12 @@ def _empty_stage() -> pa.Table:
     return pa.schema(fields).empty_table()
 
 
-def _stage(rows: EpisodeRows, seed: int) -> pa.Table:
+def _stage(rows: EpisodeRows, dataset: DatasetConfig) -> pa.Table:
     """Return the transitions of some episodes with STAGED_COLUMNS."""
     episode = pa.array(np.repeat(np.arange(len(rows.length)), rows.length))
-    keys = [xxhash.xxh3_64_intdigest(f"order\0{seed}\0{run_id}".encode()) for run_id in rows.run_id]
+    keys = [xxhash.xxh3_64_intdigest(f"order\0{dataset.seed}\0{run_id}".encode()) for run_id in rows.run_id]
     staged = {"run_id": rows.run_id, "rank": rows.rank, "key": keys}
-    table = make_transition_table(rows)
+    table = make_transition_table(rows, failure_penalty=dataset.failure_penalty)
     for name, kind in STAGED_COLUMNS.items():
         table = table.append_column(name, pa.array(staged[name], type=kind).take(episode))
     return table

@@ -15,12 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from celr_ray.cortex.actions import Action, BoolArray, FloatArray, IntArray
+from celr_ray.cortex.reward import FAILURE_PENALTY, find_reward_scale, reprice
 from celr_ray.schema import transition_schema
 
-__all__ = ["REWARD_SCALE", "EpisodeRows", "make_transition_table", "sum_to_go", "take_episodes"]
-
-REWARD_SCALE = 0.01
-"""`rewards` = `rewards_raw` × this, so that what a network learns is between −2.02 and 0.02."""
+__all__ = ["EpisodeRows", "make_transition_table", "sum_to_go", "take_episodes"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,14 @@ def _count_up(length: IntArray) -> IntArray:
     return np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
 
 
-def make_transition_table(rows: EpisodeRows) -> pa.Table:
-    """Return the transitions of some episodes, as `schema.transition_schema` has them."""
+def make_transition_table(rows: EpisodeRows, *, failure_penalty: float = FAILURE_PENALTY) -> pa.Table:
+    """Return the transitions of some episodes, as `schema.transition_schema` has them.
+
+    Args:
+        rows: their decisions.
+        failure_penalty: of the rewards in the table.
+    """
+    reward = reprice(rows.reward, failure_penalty)
     n, n_features, n_actions = len(rows.action), rows.obs.shape[1], rows.mask.shape[1]
     is_last = np.zeros(n, dtype=bool)
     is_last[np.cumsum(rows.length) - 1] = True
@@ -105,13 +109,13 @@ def make_transition_table(rows: EpisodeRows) -> pa.Table:
         "obs": _vectors(obs, schema.field("obs").type),
         "new_obs": _vectors(next_obs, schema.field("new_obs").type),
         "actions": rows.action,
-        "rewards": (rows.reward * REWARD_SCALE).astype(np.float32),
-        "rewards_raw": rows.reward,
+        "rewards": (reward * find_reward_scale(failure_penalty)).astype(np.float32),
+        "rewards_raw": reward,
         "terminateds": is_last & ~is_cut,
         "truncateds": is_last & is_cut,
         "action_prob": pa.array(done, mask=~is_known),
         "behavior": _vectors(rows.behavior, schema.field("behavior").type),
-        "return_to_go": sum_to_go(rows.reward, rows.length),
+        "return_to_go": sum_to_go(reward, rows.length),
         "policy_hash": per_episode(rows.policy_hash),
         "source": per_episode(rows.source),
     }

@@ -7,6 +7,11 @@ unsafe run counts as failed whatever it answered. So (a) any success is worth mo
 and (b) an unsafe run is worth less than any safe failure. Without the normalisation a penalty of `−100·budget` would
 make (b) false above a budget of $1 and (a) false as the budget goes to 0.
 
+Over many tasks it is a rate of exchange too: with a penalty F for a failure, one success more in 100 tasks is worth
+(2 + F) / 100 of a task's budget. At 100 that is all of it, so nothing that a task can spend is ever worth saving, and a
+policy that learns from a few thousand tasks cannot tell costs from noise. (a) and (b) hold for every F > 0: training
+may take a lower one (`reprice`), the gate decides all the same by success, cost and safety.
+
 Source: the specification's `R = Success + Correctness − Cost − Time − 100·Unsafe` with its penalty for failures.
 """
 
@@ -20,19 +25,41 @@ from celr_ray.cortex.actions import FloatArray
 __all__ = [
     "FAILURE_PENALTY",
     "RETURN_RANGE",
-    "REWARD_SCALE",
     "UNSAFE_PENALTY",
     "final_reward",
+    "find_return_range",
+    "find_reward_scale",
+    "reprice",
     "step_reward",
     "total_reward",
 ]
 
 UNSAFE_PENALTY = 100.0
 FAILURE_PENALTY = 100.0
-REWARD_SCALE = 0.01
-"""Trainers learn from rewards times this: near −1 to 1 instead of −100 to 2."""
-RETURN_RANGE = (-2.0 - UNSAFE_PENALTY - FAILURE_PENALTY, 2.0)
-"""What the reward of an episode cannot leave: unsafe, failed, and all spent; or right, free and at once."""
+
+
+def find_return_range(failure_penalty: float = FAILURE_PENALTY) -> tuple[float, float]:
+    """Return what the reward of an episode cannot leave: unsafe, failed, and all spent; or right, free and at once."""
+    return (-2.0 - UNSAFE_PENALTY - failure_penalty, 2.0)
+
+
+RETURN_RANGE = find_return_range()
+
+
+def find_reward_scale(failure_penalty: float = FAILURE_PENALTY) -> float:
+    """Return what trainers multiply rewards by, so that those of safe runs are near −1 to 1 instead of −100 to 2."""
+    return 1 / max(failure_penalty, 1.0)
+
+
+def reprice(reward: ArrayLike, failure_penalty: float) -> FloatArray:
+    """Return rewards with another penalty for failures.
+
+    Args:
+        reward: [N] of decisions, with `FAILURE_PENALTY`; the last of an episode that failed is below half of it.
+        failure_penalty: above 0.
+    """
+    rewards = np.asarray(reward, dtype=float)
+    return np.asarray(rewards + (FAILURE_PENALTY - failure_penalty) * (rewards < -FAILURE_PENALTY / 2))
 
 
 def step_reward(cost_share: ArrayLike, time_share: ArrayLike) -> FloatArray:

@@ -197,7 +197,9 @@ def _plan_training(job: TrainCortexJob, uri: str) -> _Training:
     else:
         trials = list_trials(job.algorithm, job.train)
     parent = None if job.parent is None else load_policy(job.parent, registry=job.registry).content_hash
-    data = TrialData(uri, job.out, job.name, found["data_hash"], parent, job.train, job.escalation)
+    data = TrialData(
+        uri, job.out, job.name, found["data_hash"], parent, found["reward_scale"], job.train, job.escalation
+    )
     return _Training(data, trials, facts, is_cold, blind)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from celr_ray.cortex.actions import ACTIONS, N_ACTIONS, BoolArray
 from celr_ray.cortex.algorithms.columns import COLUMNS, look_through
-from celr_ray.cortex.reward import RETURN_RANGE, REWARD_SCALE
+from celr_ray.cortex.reward import find_return_range, find_reward_scale
 from celr_ray.cortex.state import FEATURES, N_FEATURES, SCHEMA_HASH
 from celr_ray.cortex.transitions import Transitions, iter_transitions
 from celr_ray.errors import InputError, PolicyError
@@ -62,15 +62,17 @@ def check_transitions(uri: str, record: Mapping[str, Any]) -> dict[str, SplitFac
         if not record["transitions"].get(split):
             continue
         try:
-            look_through(_iter_columns(uri, split, facts), N_ACTIONS)
+            look_through(_iter_columns(uri, split, facts, record["failure_penalty"]), N_ACTIONS)
         except PolicyError as error:
             raise PolicyError(f"{uri}, split {split}: {error}") from None
     return found
 
 
 def _check_record(uri: str, record: Mapping[str, Any]) -> None:
+    penalty = record.get("failure_penalty")
+    scale = find_reward_scale(penalty) if isinstance(penalty, (int, float)) and penalty > 0 else "of a failure_penalty"
     found = (record.get("schema_hash"), record.get("actions"), record.get("reward_scale"))
-    wanted = (SCHEMA_HASH, list(ACTIONS), REWARD_SCALE)
+    wanted = (SCHEMA_HASH, list(ACTIONS), scale)
     for name, stated, ours in zip(("schema_hash", "actions", "reward_scale"), found, wanted, strict=True):
         if stated != ours:
             raise PolicyError(
@@ -79,13 +81,13 @@ def _check_record(uri: str, record: Mapping[str, Any]) -> None:
             )
 
 
-def _iter_columns(uri: str, split: str, facts: SplitFacts) -> Iterator[dict[str, Any]]:
+def _iter_columns(uri: str, split: str, facts: SplitFacts, failure_penalty: float) -> Iterator[dict[str, Any]]:
     """Yield the training columns in batches, each checked for what is special to the Cortex."""
     last_id, last_known = None, True
     for batch in _read(uri, split):
         _check_widths(batch)
         is_known = np.isfinite(batch.action_prob) & np.isfinite(batch.behavior).all(axis=1)
-        _check_rows(batch, is_known, facts.n_rows)
+        _check_rows(batch, is_known, facts.n_rows, failure_penalty)
         known = np.ones(batch.n_episodes, dtype=bool)
         np.logical_and.at(known, batch.episode, is_known)
         if batch.eps_id[0] == last_id:  # it began in the batch before, where it was counted
@@ -114,22 +116,21 @@ def _check_widths(batch: Transitions) -> None:
         )
 
 
-def _check_rows(batch: Transitions, is_known: BoolArray, offset: int) -> None:
+def _check_rows(batch: Transitions, is_known: BoolArray, offset: int, failure_penalty: float) -> None:
     """Raise at the first kind of defect that `look_through` does not know, with the first row that has it."""
     rows = np.arange(len(batch))
-    low, high = RETURN_RANGE
+    low, high = find_return_range(failure_penalty)
+    scale = find_reward_scale(failure_penalty)
     actions = np.clip(batch.actions, 0, N_ACTIONS - 1)
     with np.errstate(invalid="ignore"):
-        wrong_scale = np.abs(batch.rewards - batch.rewards_raw * REWARD_SCALE) > _ROUNDING * (
-            1 + np.abs(batch.rewards_raw)
-        )
+        wrong_scale = np.abs(batch.rewards - batch.rewards_raw * scale) > _ROUNDING * (1 + np.abs(batch.rewards_raw))
         outside = (batch.features < _LOW - _ROUNDING) | (batch.features > _HIGH + _ROUNDING)
         found: dict[str, tuple[Any, Any]] = {
             f"a reward outside {low:g} to {high:g}, which no episode can earn": (
                 ~((batch.rewards_raw >= low - _ROUNDING) & (batch.rewards_raw <= high + _ROUNDING)),
                 batch.rewards_raw,
             ),
-            f"rewards that are not {REWARD_SCALE:g} of rewards_raw": (wrong_scale, batch.rewards),
+            f"rewards that are not {scale:g} of rewards_raw": (wrong_scale, batch.rewards),
             "a feature outside its bounds": (outside.any(axis=1), outside.argmax(axis=1)),
             "an action_prob that is not the behavior probability of the action, or 0": (
                 is_known

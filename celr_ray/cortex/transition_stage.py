@@ -43,7 +43,7 @@ def transition_plan(run: str, fingerprint: str, dataset: DatasetConfig) -> Stage
     Args:
         run: run folder, its first half finished.
         fingerprint: of the first half's plan.
-        dataset: seed and share of the split.
+        dataset: seed and share of the split, and what the rewards charge for a failure.
     """
     units: dict[int, dict[str, Any]] = {}
     for part, manifest in sorted(read_manifests(run, "decisions").items()):
@@ -55,6 +55,7 @@ def transition_plan(run: str, fingerprint: str, dataset: DatasetConfig) -> Stage
         "decisions": fingerprint,
         "seed": dataset.seed,
         "validation_fraction": dataset.validation_fraction,
+        "failure_penalty": dataset.failure_penalty,
     }
     return StagePlan("dataset", settings, [units[bucket] for bucket in sorted(units)])
 

@@ -90,6 +90,7 @@ class TrialData:
         name: of the policy.
         data_hash: of the dataset; None = the policy does not come from one.
         parent: content hash of the policy deployed now; None = unknown.
+        reward_scale: training rewards over raw ones.
         config: sizes and steps.
         escalation: thresholds of the fallback.
     """
@@ -99,6 +100,7 @@ class TrialData:
     name: str
     data_hash: str | None
     parent: str | None
+    reward_scale: float
     config: TrainConfig
     escalation: EscalationConfig
 
@@ -226,6 +228,7 @@ def make_trial_artefact(
         algorithm=trial.algorithm,
         decision="greedy",
         data_hash=data.data_hash,
+        reward_scale=data.reward_scale,
         parent=data.parent,
         escalation=data.escalation,
         training={"trial": asdict(trial), "config": data.config.model_dump(mode="json"), "final": curve[-1]},

@@ -20,11 +20,13 @@ expect() { # expect EXIT_CODE COMMAND…: the gate says PASS by 0, FAIL by 3, IN
 }
 
 mkdir -p "$out"
-say "1. Logged decisions: the heuristic with exploration, replayed on the training questions"
-"$celr" bank replay --bank $bank --policy heuristic --epsilon 0.4 --replays 4 --out "$out/replay"
+say "1. Logged decisions: random ones, replayed on the questions that are not the gate's"
+# A failure costs half a task's budget beside the two points that a success earns: so saving counts, as the gate asks.
+"$celr" bank replay --bank $bank --epsilon 1 --replays 16 --failure-penalty 0.5 --out "$out/replay"
 
 say "2. Training: BC, CQL and IQL, chosen on the validation questions"
-"$celr" train-cortex --transitions "$out/replay" --name router --registry "$registry" --out "$out/training"
+"$celr" train-cortex --transitions "$out/replay" --name router --registry "$registry" --out "$out/training" \
+    --train.updates 3000 --train.alphas 0.01 0.1 --train.expectiles 0.9 --train.betas 10
 
 say "3. The gate: the trained policy against the heuristic, on questions that nobody has seen; promoted if it passes"
 expect 0 "$celr" gate --candidate router@challenger --suite $bank --registry "$registry" --promote --out "$out/gate"

@@ -30,8 +30,15 @@ from celr_ray.cortex.evaluation.episode_values import (
 from celr_ray.cortex.evaluation.estimators import OpeReport, make_report
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes
 from celr_ray.cortex.policy import Policy
-from celr_ray.cortex.reward import RETURN_RANGE
-from celr_ray.cortex.transitions import iter_row_batches, list_parts, table_to_transitions, to_logged_episodes
+from celr_ray.cortex.reward import FAILURE_PENALTY, RETURN_RANGE, find_return_range
+from celr_ray.cortex.transitions import (
+    dataset_record_uri,
+    iter_row_batches,
+    list_parts,
+    read_dataset_record,
+    table_to_transitions,
+    to_logged_episodes,
+)
 from celr_ray.errors import PolicyError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, progress, run_units, uses_ray
 
@@ -62,7 +69,7 @@ def evaluate_transitions(
     runtime: RuntimeConfig | None = None,
     *,
     split: str = "validation",
-    return_range: tuple[float, float] = RETURN_RANGE,
+    return_range: tuple[float, float] | None = None,
     n_folds: int = N_FOLDS,
     alpha: float = 0.05,
     seed: int = 0,
@@ -75,7 +82,7 @@ def evaluate_transitions(
         policy: whom to evaluate; on Ray it is sent to the workers.
         runtime: where to run.
         split: `train` or `validation`; a policy that learned from a split looks better there than it is.
-        return_range: (R_lo, R_hi) that no return can leave.
+        return_range: (R_lo, R_hi) that no return can leave; None = that of the dataset's rewards.
         n_folds: of the cross-fit, at least 2.
         alpha: 1 − confidence of each bound.
         seed: of folds and Gaffke's draws.
@@ -107,8 +114,15 @@ def evaluate_transitions(
     fits = finish_sums(sums, seed=seed)
     second = _run_in_order(f"{policy.name}: values", units, partial(_value_unit, policy, fits), runtime, on_ray)
     values = join_values([found["values"] for found in second if found["values"] is not None])
-    report = make_report(values, sums, fits, return_range, alpha=alpha, seed=seed)
+    report = make_report(values, sums, fits, return_range or _find_return_range(uri), alpha=alpha, seed=seed)
     return TransitionEvaluation(report, n_transitions, n_unknown)
+
+
+def _find_return_range(uri: str) -> tuple[float, float]:
+    """Return the range of a dataset's rewards; a folder of parts has those of `cortex.reward` as they are."""
+    if storage.stat(dataset_record_uri(uri)) is None:
+        return RETURN_RANGE
+    return find_return_range(read_dataset_record(uri).get("failure_penalty", FAILURE_PENALTY))
 
 
 def _add(sums: PartSums | None, more: PartSums | None) -> PartSums | None:

@@ -58,13 +58,14 @@ def run_bank_replay(job: BankReplayJob) -> str:
         "epsilon": job.epsilon,
         "replay": config.model_dump(mode="json"),
         "state_schema": SCHEMA_HASH,
+        "failure_penalty": job.failure_penalty,
     }
     plan = StagePlan(_STAGE, settings, [{"splits": list(_SPLITS)}])
     check_run_folder(job.out, must_exist=False)
     with run_lock(job.out):
         open_stage(job.out, plan, overwrite=job.overwrite)
         done = read_manifests(job.out, _STAGE)
-        made: dict[str, Any] = done[0] if done else _make(job.out, bank, soft, config)
+        made: dict[str, Any] = done[0] if done else _make(job, bank, soft, config)
         report = StageReport(_STAGE, time.monotonic() - started, 1, 1 - len(done), made["counts"], plan.fingerprint)
         write_run_record(job.out, job.model_dump(mode="json", exclude={"registry"}), [report])
     return f"{made['told']} in {job.out}"
@@ -77,17 +78,17 @@ def _check_splits(bank: Bank, uri: str) -> None:
             raise InputError(f"the bank {uri} has no {split} tasks{flag or ': give it more tasks'}")
 
 
-def _make(out: str, bank: Bank, policy: Policy, config: ReplayConfig) -> dict[str, Any]:
+def _make(job: BankReplayJob, bank: Bank, policy: Policy, config: ReplayConfig) -> dict[str, Any]:
     """Replay both splits and write dataset and manifest; the manifest, which marks it as done, comes last."""
     train, validation = (run_replay(bank, policy, split=split, config=config, keep_decisions=True) for split in _SPLITS)
-    record = write_replay_dataset(out, train, validation, seed=config.seed)
+    record = write_replay_dataset(job.out, train, validation, seed=config.seed, failure_penalty=job.failure_penalty)
     n_train, n_validation = (record["transitions"][split] for split in _SPLITS)
     manifest = {
         "index": 0,
         "told": f"{_describe(train)}; {n_train:,} transitions to train on and {n_validation:,} to validate",
         "counts": {f"{what}.{split}": record[what][split] for what in ("episodes", "transitions") for split in _SPLITS},
     }
-    storage.write_json(manifest_uri(out, _STAGE, 0), manifest)
+    storage.write_json(manifest_uri(job.out, _STAGE, 0), manifest)
     return manifest
 
 

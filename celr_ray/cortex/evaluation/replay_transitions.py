@@ -22,7 +22,7 @@ from celr_ray.core.executor import draw_uniform
 from celr_ray.cortex.actions import ACTIONS
 from celr_ray.cortex.episode_rows import EpisodeRows, make_transition_table
 from celr_ray.cortex.evaluation.replay_run import ReplayResults
-from celr_ray.cortex.reward import REWARD_SCALE
+from celr_ray.cortex.reward import FAILURE_PENALTY, find_reward_scale
 from celr_ray.cortex.state import FEATURES, SCHEMA_HASH
 from celr_ray.cortex.transitions import dataset_record_uri
 from celr_ray.errors import InputError, PolicyError
@@ -31,7 +31,9 @@ from celr_ray.stage import hash_json, part_name
 __all__ = ["replay_to_transitions", "write_replay_dataset"]
 
 
-def replay_to_transitions(results: ReplayResults, *, shuffle_seed: int | None = None) -> pa.Table:
+def replay_to_transitions(
+    results: ReplayResults, *, shuffle_seed: int | None = None, failure_penalty: float = FAILURE_PENALTY
+) -> pa.Table:
     """Return the decisions of a replay as transitions; censored episodes are left out (`results.censored` counts them).
 
     The whole probability vectors are kept, so that the rows serve off-policy evaluation too.
@@ -39,6 +41,7 @@ def replay_to_transitions(results: ReplayResults, *, shuffle_seed: int | None = 
     Args:
         results: a replay with `keep_decisions`.
         shuffle_seed: puts the episodes into a random order; None = by task and replay.
+        failure_penalty: of the rewards; see `cortex.reward`.
 
     Returns:
         Rows of `TRANSITION_SCHEMA`; those of an episode are adjacent and ordered by time.
@@ -76,7 +79,8 @@ def replay_to_transitions(results: ReplayResults, *, shuffle_seed: int | None = 
             action=decisions.action[rows],
             reward=decisions.reward[rows],
             behavior=decisions.probabilities[rows],
-        )
+        ),
+        failure_penalty=failure_penalty,
     )
 
 
@@ -90,7 +94,14 @@ def _name_episodes(results: ReplayResults) -> list[str]:
     ]
 
 
-def write_replay_dataset(uri: str, train: ReplayResults, validation: ReplayResults, *, seed: int = 0) -> dict[str, Any]:
+def write_replay_dataset(
+    uri: str,
+    train: ReplayResults,
+    validation: ReplayResults,
+    *,
+    seed: int = 0,
+    failure_penalty: float = FAILURE_PENALTY,
+) -> dict[str, Any]:
     """Write replays as a dataset that the trainers read; `dataset.json` comes last.
 
     Args:
@@ -98,6 +109,7 @@ def write_replay_dataset(uri: str, train: ReplayResults, validation: ReplayResul
         train: replay of the bank's split `train`, with its decisions.
         validation: of its split `validation`.
         seed: of the order of the training episodes.
+        failure_penalty: of the rewards; see `cortex.reward`.
 
     Returns:
         The record that was written.
@@ -112,18 +124,18 @@ def write_replay_dataset(uri: str, train: ReplayResults, validation: ReplayResul
     if train.bank_hash != validation.bank_hash:
         raise PolicyError(f"the replays are of different banks: {train.bank_hash} and {validation.bank_hash}")
     tables = {
-        "train": replay_to_transitions(train, shuffle_seed=seed),
-        "validation": replay_to_transitions(validation),
+        "train": replay_to_transitions(train, shuffle_seed=seed, failure_penalty=failure_penalty),
+        "validation": replay_to_transitions(validation, failure_penalty=failure_penalty),
     }
     for name, table in tables.items():
         storage.write_parquet(storage.join(uri, "transitions", name, part_name(0)), table)
-    record = _make_record(train, validation, tables, seed)
+    record = _make_record(train, validation, tables, seed, failure_penalty)
     storage.write_json(dataset_record_uri(uri), record)
     return record
 
 
 def _make_record(
-    train: ReplayResults, validation: ReplayResults, tables: dict[str, pa.Table], seed: int
+    train: ReplayResults, validation: ReplayResults, tables: dict[str, pa.Table], seed: int, failure_penalty: float
 ) -> dict[str, Any]:
     splits = {"train": train, "validation": validation}
     made_by = {
@@ -136,7 +148,7 @@ def _make_record(
     return {
         "format": "celr-ray transitions",
         "version": 1,
-        "data_hash": hash_json([made_by, SCHEMA_HASH, list(ACTIONS), REWARD_SCALE, seed]),
+        "data_hash": hash_json([made_by, SCHEMA_HASH, list(ACTIONS), failure_penalty, seed]),
         "episodes": episodes,
         "transitions": {name: table.num_rows for name, table in tables.items()},
         "sources": {f"bank {train.bank_hash}": sum(episodes.values())},
@@ -147,6 +159,7 @@ def _make_record(
         "schema_hash": SCHEMA_HASH,
         "features": [feature.name for feature in FEATURES],
         "actions": list(ACTIONS),
-        "reward_scale": REWARD_SCALE,
+        "reward_scale": find_reward_scale(failure_penalty),
+        "failure_penalty": failure_penalty,
         "seed": seed,
     }
