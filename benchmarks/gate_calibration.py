@@ -9,7 +9,7 @@ Two cases of "the champion against itself": with common random numbers (what the
 independent draws the figures differ by chance alone, which is what a false PASS is made of. Rates have exact 95 %
 intervals. `alone` = strict_point_rule off.
 
-    celr-ray bank build --source routellm --files mmlu_responses.parquet --out build/bank-mmlu
+    celr-ray bank build --source routellm --files mmlu_responses.parquet --bank.difficulty train --out build/bank-mmlu
     python benchmarks/gate_calibration.py --bank build/bank-mmlu --out benchmarks/results/gate_calibration.json
 """
 
@@ -123,6 +123,8 @@ def draw_candidate_costs(
 @functools.cache
 def find_typical(ratio: float, noise: float, explode: float) -> float:
     """Return the factor at which the mean cost is `ratio` times the champion's, the cap included."""
+    if (ratio, noise, explode) == (1.0, 0.0, 0.0):
+        return 1.0  # exactly: a cost that is lower by 10⁻⁵ on each task is lower beyond doubt
     base = draw_costs(np.random.default_rng(1), 2_000_000)
 
     def excess(typical: float) -> float:

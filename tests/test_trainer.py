@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import kill_at_call
 from test_report import needs_browser, open_in_browser
 from trainings import deceiving_bank, replay, train
@@ -20,11 +22,13 @@ from celr_ray.config import RuntimeConfig, TrainConfig, TrainCortexJob
 from celr_ray.core.escalation import HeuristicPolicy
 from celr_ray.cortex.actions import N_ACTIONS, Action
 from celr_ray.cortex.evaluation.bank import load_bank, write_bank
+from celr_ray.cortex.evaluation.evaluate import evaluate_transitions
 from celr_ray.cortex.evaluation.loopholes import Insistent
 from celr_ray.cortex.evaluation.replay import ReplayConfig
 from celr_ray.cortex.evaluation.replay_run import run_replay
 from celr_ray.cortex.learned import load_artefact_policy
 from celr_ray.cortex.registry import PolicyRegistry
+from celr_ray.cortex.reward import find_return_range, reprice, total_reward
 from celr_ray.cortex.selection import Score, choose, score_policies, unevaluable
 from celr_ray.cortex.state import FEATURE_INDEX, N_FEATURES
 from celr_ray.cortex.trainer import OfflineTrainer
@@ -401,6 +405,45 @@ def test_replays_are_finished_once_and_other_settings_are_refused(bank, tmp_path
     assert "replay.replays was 4, is 2" in capsys.readouterr().err
     assert main([*flags, "--replays", "2", "--overwrite"]) == 0
     assert part.stat().st_mtime_ns > made
+
+
+SHARES = st.floats(0, 1)
+
+
+@given(SHARES, SHARES, SHARES, st.booleans(), st.booleans(), st.floats(0.01, 500))
+def test_any_failure_penalty_keeps_the_order_of_outcomes(cost, time, correctness, success, unsafe, penalty):
+    total = total_reward([float(success)], [correctness], [cost], [time], [unsafe])
+    (priced,) = reprice(total, penalty)
+    low, high = find_return_range(penalty)
+    assert low <= priced <= high
+    assert reprice(total, 100.0) == total
+    counts_as_success = success and not unsafe
+    assert priced == pytest.approx(total[0] if counts_as_success else total[0] + 100 - penalty)
+    worst_success, best_failure = 1 + correctness - 2, 1 - penalty
+    assert priced >= worst_success - 1e-9 if counts_as_success else priced <= best_failure + 1e-9
+    if unsafe:
+        assert priced < -2 - penalty + 1e-9, "below any safe failure"
+
+
+def test_a_dataset_with_another_failure_penalty_is_trained_and_evaluated_in_its_own_units(bank, data, tmp_path):
+    cheap = replay(bank, tmp_path / "cheap", failure_penalty=2.0)
+    usual, priced = load_transitions(data), load_transitions(cheap)
+    assert priced.rewards_raw == pytest.approx(usual.rewards_raw + 98 * (usual.rewards_raw < -50))
+    assert priced.rewards == pytest.approx(priced.rewards_raw / 2, abs=1e-6)
+    record = read_dataset_record(cheap)
+    assert (record["failure_penalty"], record["reward_scale"]) == (2.0, 0.5)
+    assert record["data_hash"] != read_dataset_record(data)["data_hash"]
+    report = train(cheap, tmp_path / "out", "cql")
+    manifest = json.loads((tmp_path / "out" / "policy" / "manifest.json").read_text())
+    assert manifest["reward_scale"] == 0.5
+    assert -4 < report.record["metrics"]["validation_value"] < 2
+    screen = evaluate_transitions(cheap, HeuristicPolicy()).report.screen
+    assert find_return_range(2.0)[0] < screen.value_low < screen.value_high <= 2
+    usual_screen = evaluate_transitions(data, HeuristicPolicy()).report.screen
+    assert screen.value_high - screen.value_low < usual_screen.value_high - usual_screen.value_low
+    storage.write_json(str(tmp_path / "cheap/transitions/dataset.json"), {**record, "failure_penalty": 100.0})
+    with pytest.raises(PolicyError, match=r"reward_scale is 0\.5"):
+        train(cheap, tmp_path / "other", "cql")
 
 
 def test_a_bank_without_validation_tasks_says_so(tmp_path):

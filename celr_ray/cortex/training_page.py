@@ -18,8 +18,9 @@ _STYLE = (
 
 _SIGNS = {"alpha": "α", "expectile": "τ", "beta": "β"}
 _CAUTION = (
-    "<p>Values are raw rewards (success about 2, failure about −100). The best of many estimates is too high by "
-    "chance: these figures choose, they prove nothing. A gate on other tasks does.</p>"
+    "<p>Values are raw rewards in budgets of a task: a success earns about 2, a failure costs the penalty that the "
+    "dataset was made with (100 by default). The best of many estimates is too high by chance: these figures choose, "
+    "they prove nothing. A gate on other tasks does.</p>"
 )
 
 

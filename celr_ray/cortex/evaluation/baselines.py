@@ -136,7 +136,8 @@ class ThresholdCascade:
             raise PolicyError("the threshold of a cascade is NaN")
         self.signal: Signal = signal
         self.threshold = float(threshold)
-        self.name = f"cascade ({signal} ≥ {threshold:.3g})"
+        sign = "1 − confidence" if signal == "confidence" else signal
+        self.name = f"cascade ({sign} ≥ {threshold:.3g})"
         self.content_hash = _hash("cascade", signal, repr(self.threshold))
 
     def probabilities(self, obs: FloatArray, mask: BoolArray) -> FloatArray:
