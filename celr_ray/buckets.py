@@ -60,8 +60,8 @@ def plan_bucket_units(run: str) -> list[dict[str, Any]]:
     return [units[bucket] for bucket in sorted(units)]
 
 
-_FOOTERS = 128
-"""Footers that a process keeps: those of a run of 64 parts and 64 buckets take about 100 MB."""
+_FOOTERS = 1024
+"""Footers that a process keeps: of runs up to 128 GiB of logs all, where each bucket would read and parse them anew."""
 
 
 @lru_cache(maxsize=_FOOTERS)
