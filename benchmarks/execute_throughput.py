@@ -126,8 +126,10 @@ def _forget_prefixes(llm: Any) -> None:
 
 def _time_raw(engine: Any, batches: list[Any]) -> float:
     """Return the seconds of `LLM.generate` over given batches."""
+    from celr_ray.vllm_process import force_eager
+
     started = time.perf_counter()
-    with engine._compilation():
+    with force_eager(engine._is_eager):
         for prompts, sampling in batches:
             engine._llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
     return time.perf_counter() - started

@@ -25,6 +25,7 @@ from celr_ray.training.judge import judge_plan, run_judge
 from celr_ray.training.judge_prompt import FittedPrompt, JudgeRequest, fit_prompt, render_transcript
 from celr_ray.training.judgment_cache import JudgmentCache
 from celr_ray.training.self_reward import JudgeReply, SelfRewardScorer, judge_id
+from celr_ray.vllm_process import abort_unfinished
 
 WINDOW = 1024
 LOOP = RuntimeConfig(executor="loop")
@@ -162,7 +163,7 @@ def test_an_engine_that_fails_on_everything_is_an_error_not_rows(engine: Any, mo
     with pytest.raises(ModelError, match="out of memory"):
         engine.generate([make_request(i) for i in range(6)])
     monkeypatch.undo()
-    engine._abort_unfinished()
+    abort_unfinished(engine._llm)
     assert engine.generate([make_request(0)])[0].status == "ok"
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from celr_ray.core.chat_encoder import ChatEncoder
@@ -21,6 +20,7 @@ from celr_ray.errors import ModelError
 from celr_ray.small_models import resolve_model
 from celr_ray.training.engine import engine_arguments, engine_environment
 from celr_ray.training.engine_watchdog import watch_engine_core
+from celr_ray.vllm_process import abort_unfinished, force_eager, set_threads
 
 __all__ = ["VllmEngine"]
 
@@ -112,7 +112,7 @@ class VllmEngine:
                 return self._generate(prompts, sampling)
             except Exception as error:  # noqa: BLE001 - vLLM raises what its parts raise; the row records it
                 self._check_dead(error)
-                self._abort_unfinished()
+                abort_unfinished(self._llm)
                 if len(prompts) == 1:
                     self._check_alive(error, sampling[0])
                     return [error]
@@ -144,7 +144,7 @@ class VllmEngine:
         """
         if self._llm is None:
             raise ModelError(f"the engine of {self.name} is closed")
-        with self._compilation():
+        with force_eager(self._is_eager):
             outputs: list[Any] = self._llm.generate(
                 [{"prompt_token_ids": ids} for ids in prompts], list(sampling), use_tqdm=False
             )
@@ -174,22 +174,6 @@ class VllmEngine:
         except Exception as error:
             raise ModelError(f"the engine of {self.name} fails on every prompt: {cause}") from error
 
-    def _compilation(self) -> AbstractContextManager[Any]:
-        """Keep torch from compiling vLLM's sampler on CPU: 17 s on a first call, no gain later."""
-        if not self._is_eager:
-            return nullcontext()
-        import torch
-
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
-
-    def _abort_unfinished(self) -> None:
-        """Drop the requests that a failed call left queued: the next call would run them and return them as its own."""
-        engine = self._llm.llm_engine
-        unfinished = list(engine.output_processor.request_states)
-        if unfinished:
-            engine.abort_request(unfinished, internal=True)
-
 
 def _engine_defaults(num_gpus: float) -> dict[str, Any]:
     """Return what an executor's engine needs beyond the common arguments.
@@ -209,7 +193,7 @@ def _load(model: str, arguments: Mapping[str, Any], num_gpus: float, num_threads
     """
     os.environ.update(engine_environment(num_gpus))
     if num_gpus == 0:
-        _set_threads(num_threads or len(os.sched_getaffinity(0)))
+        set_threads(num_threads or len(os.sched_getaffinity(0)))
     try:
         import vllm
     except ImportError as error:
@@ -232,15 +216,3 @@ def _kv_cache_space(is_argument: bool) -> Iterator[None]:
     finally:
         if value is not None:
             os.environ[_KV_CACHE_VARIABLE] = value
-
-
-def _set_threads(n: int) -> None:
-    """Set the compute threads; Ray gives an actor one for each CPU it reserves, by OMP_NUM_THREADS.
-
-    The variable counts only while torch is not loaded, the call only in the thread that makes it: both are needed.
-    """
-    if "torch" not in sys.modules:
-        os.environ["OMP_NUM_THREADS"] = str(n)
-    import torch
-
-    torch.set_num_threads(n)

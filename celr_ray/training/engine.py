@@ -12,9 +12,8 @@ import gc
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from celr_ray.errors import ModelError
@@ -22,6 +21,7 @@ from celr_ray.small_models import resolve_model
 from celr_ray.training.engine_watchdog import watch_engine_core
 from celr_ray.training.judge_prompt import OWN_TAGS, FittedPrompt, JudgeRequest, TooLong, fit_prompt
 from celr_ray.training.self_reward import SAMPLING, Completion, Failure, JudgeReply, TokenChoice, read_replies
+from celr_ray.vllm_process import abort_unfinished, force_eager, set_threads
 
 __all__ = ["HfPromptCodec", "VllmJudgeEngine", "engine_arguments", "engine_environment"]
 
@@ -159,7 +159,7 @@ class VllmJudgeEngine:
         """
         os.environ.update(engine_environment(num_gpus))
         if num_gpus == 0:
-            _set_threads(num_threads or len(os.sched_getaffinity(0)))
+            set_threads(num_threads or len(os.sched_getaffinity(0)))
         try:
             import vllm
             from vllm.sampling_params import StructuredOutputsParams
@@ -225,7 +225,7 @@ class VllmJudgeEngine:
         queued, outputs = self._run(prompts)
         if not isinstance(outputs, Exception):
             return [_read_output(output) for output in outputs]
-        self._abort_unfinished()
+        abort_unfinished(self._llm)
         if len(queued) == 1:
             self._check_alive(outputs)
             return [Failure(f"{type(outputs).__name__}: {outputs}"[:500])]
@@ -261,7 +261,7 @@ class VllmJudgeEngine:
                 with self._note_error(errors):
                     self._llm.enqueue({"prompt_token_ids": prompt.prompt_ids}, self._sampling, use_tqdm=False)
         if not errors:
-            with self._note_error(errors), self._compilation():
+            with self._note_error(errors), force_eager(self._is_eager):
                 outputs = self._llm.wait_for_completion(use_tqdm=False)
                 if len(outputs) != len(queued):
                     raise RuntimeError(f"vLLM returned {len(outputs)} outputs for {len(queued)} prompts")
@@ -294,22 +294,6 @@ class VllmJudgeEngine:
         if isinstance(outputs, Exception):
             raise ModelError(f"the judge's engine fails on every prompt: {cause}") from outputs
 
-    def _compilation(self) -> AbstractContextManager[Any]:
-        """Keep torch from compiling vLLM's sampler on CPU: 17 s on a first call, no gain later."""
-        if not self._is_eager:
-            return nullcontext()
-        import torch
-
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
-
-    def _abort_unfinished(self) -> None:
-        """Drop the requests that a failed call left queued: the next call would run them and return them as its own."""
-        engine = self._llm.llm_engine
-        unfinished = list(engine.output_processor.request_states)
-        if unfinished:
-            engine.abort_request(unfinished, internal=True)
-
 
 def _read_output(output: Any) -> Completion:
     """Translate a vLLM RequestOutput; the end token carries no text."""
@@ -327,15 +311,3 @@ def _read_template(chat_template: str | None) -> str | None:
         return chat_template
     with open(chat_template, encoding="utf-8") as source:
         return source.read()
-
-
-def _set_threads(n: int) -> None:
-    """Set the compute threads; Ray gives an actor one for each CPU it reserves, by OMP_NUM_THREADS.
-
-    The variable counts only while torch is not loaded, the call only in the thread that makes it: both are needed.
-    """
-    if "torch" not in sys.modules:
-        os.environ["OMP_NUM_THREADS"] = str(n)
-    import torch
-
-    torch.set_num_threads(n)
