@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -286,7 +287,7 @@ def main() -> None:
         "deceits": measure_deceits({"practice": (practice, "gate"), "mmlu": (mmlu, "gate")}, options.deceit_seeds),
         "cpu_s": round(time.process_time() - start),
         "machine": describe_machine(),
-        "versions": find_versions("python", ["celr-ray", "numpy", "scipy"]),
+        "versions": find_versions(sys.executable, ["celr-ray", "numpy", "scipy"]),
     }
     write_result(options.out, round_all(result))
 

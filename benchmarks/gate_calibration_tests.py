@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import heapq
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -289,7 +290,7 @@ def main() -> None:
             **round_all(result),
             "cpu_s": round(time.process_time() - start),
             "machine": describe_machine(),
-            "versions": find_versions("python", ["celr-ray", "numpy", "scipy"]),
+            "versions": find_versions(sys.executable, ["celr-ray", "numpy", "scipy"]),
         },
     )
 

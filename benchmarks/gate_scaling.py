@@ -10,6 +10,7 @@ The reports of all runs must be the same bytes. `ideal_s` is the sleep alone, di
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -84,7 +85,7 @@ def main() -> None:
         "runs": [{key: round(value, 2) for key, value in run.items()} for run in runs],
         "command": "python benchmarks/gate_scaling.py",
         "machine": describe_machine(),
-        "versions": find_versions("python", ["celr-ray", "ray"]),
+        "versions": find_versions(sys.executable, ["celr-ray", "ray"]),
     }
     write_result(options.out, result)
 

@@ -123,8 +123,10 @@ def decide(tables: Any, episode: Episode, choose: Chooser) -> None:
         raise ValueError(f"{action.name} is not allowed")
     before = shares(episode)
     is_forced = action == Action.ABORT and not any(mask[:5]) and any(own[:5])
-    is_news = False
-    if action in (Action.RECURSE, Action.ESCALATE, Action.RETRY_COMPRESSED):
+    is_news = is_missing = False
+    if action in cells and episode.used.get(cells[action][2], 0) >= count_records(tables, cells[action][2]):
+        is_missing = True
+    elif action in (Action.RECURSE, Action.ESCALATE, Action.RETRY_COMPRESSED):
         is_news = attempt(tables, episode, action, cells[action])
     elif action == Action.VERIFY:
         is_news = verify(tables, episode)
@@ -139,7 +141,7 @@ def decide(tables: Any, episode: Episode, choose: Chooser) -> None:
         episode.end = EndReason.STOPPED
     if action == Action.ABORT:
         episode.end = EndReason.UNAFFORDABLE if is_hopeless else EndReason.ABORTED
-    if is_forced:
+    if is_forced or is_missing:
         episode.end = EndReason.CENSORED
     after = shares(episode)
     episode.reward += -(after[0] - before[0]) - (after[1] - before[1])
@@ -186,19 +188,19 @@ def make_masks(
     left = max(episode.budget - episode.spent, 0.0)
     may_go_on = episode.decisions < limits.decisions - 1 and episode.elapsed < episode.time_limit
     mask, own = [False] * 6, [False] * 6
-    for action, (tier, context, cell) in cells.items():
+    for action, (tier, context, _) in cells.items():
         is_possible = episode.attempts[tier] < limits.attempts_per_tier
         if action == Action.ESCALATE:
             is_possible &= tier > episode.tier
         if action == Action.RETRY_COMPRESSED:
             is_possible &= sum(episode.attempts) > 0
-        fresh = (episode.task * tables.n_tiers + tier) * tables.n_contexts + tables.column_of[FRESH]
-        price = tables.quote_usd[cell if cell >= 0 else fresh]
         kind = 0 if context == FRESH else 1 if context < tables.n_codes - 3 else 2
+        found = [look(tables, episode, tier, context), look(tables, episode, tier, flip_truth(tables, context))]
+        recorded = [price for price, count, _ in found if count > 0]
+        price = max(recorded or [price for price, _, _ in found])
         is_known = tables.suite.config.is_context_free or tables.is_evaluable[tier][kind]
         own[action] = is_possible and may_go_on and is_known and price <= left
-        count = tables.start[cell + 1] - tables.start[cell] if cell >= 0 else 0
-        mask[action] = own[action] and episode.used.get(cell, 0) < count
+        mask[action] = own[action] and any(used < count for _, count, used in found)
     can_verify = (
         answered
         and episode.has_verifier
@@ -217,6 +219,34 @@ def make_masks(
     mask[Action.STOP] = own[Action.STOP] = answered
     mask[Action.ABORT] = own[Action.ABORT] = True
     return mask, own
+
+
+def flip_truth(tables: Any, context: int) -> int:
+    """Return the context in which the earlier answer is right instead of wrong, or the other way round."""
+    first_compressed = tables.n_codes - 3
+    if context == FRESH:
+        return FRESH
+    if context >= first_compressed:
+        truth = context - first_compressed
+        return first_compressed + (1, 0, 2)[truth]
+    depth_and_truth, is_refuted = divmod(context - 1, 2)
+    depth, truth = divmod(depth_and_truth, 3)
+    return 1 + (depth * 3 + (1, 0, 2)[truth]) * 2 + is_refuted
+
+
+def count_records(tables: Any, cell: int) -> int:
+    """Return how many attempts a cell holds; −1 = there is no such cell."""
+    return tables.start[cell + 1] - tables.start[cell] if cell >= 0 else 0
+
+
+def look(tables: Any, episode: Episode, tier: int, context: int) -> tuple[float, int, int]:
+    """Return price, number of records and number of used ones of a context's cell."""
+    row = (episode.task * tables.n_tiers + tier) * tables.n_contexts
+    column = tables.column_of[context]
+    if column < 0:
+        return tables.quote_usd[row + tables.column_of[FRESH]], 0, 0
+    cell = row + column
+    return tables.quote_usd[cell], count_records(tables, cell), episode.used.get(cell, 0)
 
 
 def attempt(tables: Any, episode: Episode, action: Action, place: tuple[int, int, int]) -> bool:

@@ -298,6 +298,39 @@ def test_reflection_goes_on_from_the_recorded_depth_and_truth():
         assert results.cost_usd[0, 0] == 4.0, "the success comes where it was recorded, never earlier"
 
 
+def refuting_bank() -> Bank:
+    """Make a bank of a right and a wrong first answer of each task; only the wrong ones were ever reflected on."""
+    parts = make_parts(1)
+    made_from = {"kind": "reflective", "prior_success": False, "prior_refuted": True}
+    for i in range(40):
+        add_fresh(parts, f"task/{i:02d}", 0, [0, 1])
+        add_fresh(parts, f"task/{i:02d}", 0, [1], **made_from, depth=1, cost=3.0)
+    return assemble_bank(parts, BankConfig(validation_fraction=0, gate_fraction=0, default_budget_usd=100))
+
+
+def test_a_mask_does_not_tell_whether_the_answer_is_right():
+    config = ReplayConfig(verifier=SyntheticVerifier(true_positive_rate=0.0, false_positive_rate=0.0))
+    results = run_replay(refuting_bank(), VerifyThen([Action.RECURSE, Action.STOP]), config=config, keep_decisions=True)
+    made = results.decisions
+    assert made.mask[made.t == 2, Action.RECURSE].all(), "else it is allowed exactly where the answer is wrong"
+    right = results.censored[:, 0]
+    assert 5 < right.sum() < 35, "no right answer was reflected on: nobody knows what becomes of it"
+    assert (results.success[~right] == 1).all()
+
+
+class VerifyThen(Insist):
+    """Attempts, verifies, then insists."""
+
+    def __init__(self, order: list[Action]) -> None:
+        super().__init__(order[0])
+        self._order = order
+
+    def probabilities(self, obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        t = np.rint(obs[:, FEATURE_INDEX["decisions"]] * 32).astype(int)
+        wanted = [{0: [Action.RECURSE], 1: [Action.VERIFY], 2: self._order}.get(k, [Action.STOP]) for k in t]
+        return np.eye(N_ACTIONS)[[next(a for a in w if m[a]) for w, m in zip(wanted, mask, strict=True)]]
+
+
 def test_recorded_verdicts_are_used_and_synthetic_ones_have_their_rates():
     parts = make_parts(1)
     for i in range(400):

@@ -36,6 +36,7 @@ __all__ = [
     "index_bank",
     "kind_of",
     "reflective_context",
+    "twin_context",
 ]
 
 FRESH = 0
@@ -47,6 +48,11 @@ _COMPRESSED = 1 + 6 * (MAX_DEPTH + 1)
 _N_CODES = _COMPRESSED + 3
 _CODES = np.arange(_N_CODES)
 _KINDS: IntArray = np.where(_CODES == FRESH, 0, np.where(_CODES < _COMPRESSED, 1, 2))
+_TWINS: IntArray = np.where(
+    _KINDS == 1,
+    np.where((_CODES - 1) // 2 % 3 == _UNKNOWN, _CODES, np.where((_CODES - 1) // 2 % 3 == 0, _CODES + 2, _CODES - 2)),
+    np.where(_CODES == _COMPRESSED, _CODES + 1, np.where(_CODES == _COMPRESSED + 1, _CODES - 1, _CODES)),
+)
 _DEPTHS: IntArray = np.where(_KINDS == 1, (_CODES - 1) // 6, 0)
 
 
@@ -69,6 +75,11 @@ def compressed_context(prior_success: IntArray) -> IntArray:
 def depth_of(context: IntArray) -> IntArray:
     """Return how many answers were in the talk that was sent, [K]."""
     return _DEPTHS[context]
+
+
+def twin_context(context: IntArray) -> IntArray:
+    """Return the contexts in which an earlier answer's truth is the other one, [K]; itself where there is none."""
+    return _TWINS[context]
 
 
 def kind_of(context: IntArray) -> IntArray:

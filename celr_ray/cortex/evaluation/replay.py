@@ -10,6 +10,10 @@ Where the records run out there is nothing to return, and no record is ever used
              the same caps. An episode that only then has nothing left but ABORT is censored.
     censor   the action stays allowed; who takes it ends there, censored: the policy is followed as far as it can be
 
+A mask never tells whether the last answer is right, which no policy sees and on which an attempt's cell depends: an
+attempt is masked, and quoted, as if the answer could be either. Who takes one that was recorded for the other case
+only is censored. Else, where only wrong answers were reflected on, "RECURSE is masked" would be a perfect verifier.
+
 A censored episode has no outcome (NaN), only bounds. A kind of attempt that a tier never recorded for any task is not
 evaluable at all and masked in both cases.
 """
@@ -26,7 +30,15 @@ from celr_ray.core.episodes import VERIFIED_FAILED, EndReason, Episodes, Limits,
 from celr_ray.core.escalation import EscalationConfig
 from celr_ray.core.executor import Verdicts, draw_uniform
 from celr_ray.cortex.actions import N_ACTIONS, Action, BoolArray, FloatArray, IntArray
-from celr_ray.cortex.evaluation.cells import FRESH, Cells, compressed_context, depth_of, kind_of, reflective_context
+from celr_ray.cortex.evaluation.cells import (
+    FRESH,
+    Cells,
+    compressed_context,
+    depth_of,
+    kind_of,
+    reflective_context,
+    twin_context,
+)
 
 __all__ = ["ReplayConfig", "ReplayWorld", "SyntheticVerifier"]
 
@@ -95,6 +107,7 @@ class ReplayWorld:
         self._is_call_failed = np.zeros(n, dtype=bool)
         self._attempt = np.full(n, -1, dtype=np.int64)
         self._missing = np.zeros((0, N_ACTIONS), dtype=bool)
+        self._masked = np.zeros((0, N_ACTIONS), dtype=bool)
         self._quotes = np.zeros((0, N_ACTIONS))
         self._drawn = np.zeros((0, len(_SLOTS)), dtype=np.int64)
         self.censored = np.zeros(n, dtype=bool)
@@ -109,22 +122,37 @@ class ReplayWorld:
         prices = np.zeros((n, N_ACTIONS))
         is_missing = np.zeros((n, N_ACTIONS), dtype=bool)
         self._drawn = np.zeros((n, len(_SLOTS)), dtype=np.int64)
+        is_masked = np.zeros((n, N_ACTIONS), dtype=bool)
         for slot, (action, at) in enumerate(zip(_SLOTS, (tier, target, tier), strict=True)):
             context = contexts[slot]
-            column = cells.column_of[context]
-            cell = (self._row_of_task[live] + at) * cells.n_contexts + column
-            is_left = (column >= 0) & (self._used[live, at * cells.n_contexts + column] < cells.count(cell))
-            prices[:, action] = np.where(column >= 0, cells.quote_usd[cell], self._fresh_quote(live, at))
-            is_missing[:, action] = ~is_left
+            cell, is_left, price, is_recorded = self._look(live, at, context)
+            is_missing[:, action] = is_masked[:, action] = ~is_left
+            if cells.n_contexts > 1 and action != Action.ESCALATE:
+                _, is_other_left, other_price, is_other_recorded = self._look(live, at, twin_context(context))
+                is_masked[:, action] &= ~is_other_left
+                higher = np.maximum(price, other_price)
+                price = np.where(is_recorded == is_other_recorded, higher, np.where(is_recorded, price, other_price))
             is_known = True if self._config.is_context_free else cells.is_evaluable[at, kind_of(context)]
-            prices[:, action] = np.where(is_known, prices[:, action], np.inf)
+            prices[:, action] = np.where(is_known, price, np.inf)
             self._drawn[:, slot] = cell
         prices[:, Action.VERIFY], is_missing[:, Action.VERIFY] = self._quote_verification(live)
-        self._missing = is_missing
-        self._quotes = prices
+        is_masked[:, Action.VERIFY] = is_missing[:, Action.VERIFY]
+        self._missing, self._masked, self._quotes = is_missing, is_masked, prices
         if self._config.exhausted == "mask":
-            prices = np.where(is_missing, np.inf, prices)
+            prices = np.where(is_masked, np.inf, prices)
         return prices
+
+    def _look(
+        self, live: IntArray, at: IntArray, context: IntArray
+    ) -> tuple[IntArray, BoolArray, FloatArray, BoolArray]:
+        """Return of a context's cells, [K] each: number, attempts are left, worst case, attempts were recorded."""
+        cells = self._cells
+        column = cells.column_of[context]
+        cell = (self._row_of_task[live] + at) * cells.n_contexts + column
+        count = np.where(column >= 0, cells.count(cell), 0)
+        is_left = self._used[live, at * cells.n_contexts + column] < count
+        price = np.where(column >= 0, cells.quote_usd[cell], self._fresh_quote(live, at))
+        return cell, is_left, price, count > 0
 
     def _fresh_quote(self, live: IntArray, tier: IntArray) -> FloatArray:
         cell = (self._row_of_task[live] + tier) * self._cells.n_contexts + self._cells.column_of[FRESH]
@@ -210,11 +238,11 @@ class ReplayWorld:
 
     def _find_forced(self, episodes: Episodes, live: IntArray, at: IntArray) -> None:
         """Censor those that ABORT because missing records have left them nothing else."""
-        at = at[self._missing[at].any(axis=1)]
+        at = at[self._masked[at].any(axis=1)]
         if not len(at):
             return
         rows, quotes = live[at], self._quotes[at]
-        left = episodes.mask(rows, np.where(self._missing[at], np.inf, quotes))
+        left = episodes.mask(rows, np.where(self._masked[at], np.inf, quotes))
         own = episodes.mask(rows, quotes)
         is_forced = ~left[:, : Action.ABORT].any(axis=1) & own[:, : Action.ABORT].any(axis=1)
         self.censored[rows[is_forced]] = True
