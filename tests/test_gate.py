@@ -207,6 +207,7 @@ def tables(plan, figures, replays: int = 1) -> list[tuple[int, pa.Table]]:
                 "budget_usd": nothing + CAP,
                 "unsafe": nothing > 0,
                 "censored": nothing > 0,
+                "timed_out": nothing > 0,
                 "n_decisions": nothing + 2,
                 "n_fallbacks": nothing,
                 "end_reason": nothing + 1,
@@ -252,6 +253,20 @@ def test_rows_are_checked_and_censored_episodes_count_against_the_candidate():
     assert [o["candidate"].cost_usd for o in outcomes] == [CAP] * 4
     assert [o["champion"].success for o in outcomes] == [1.0] * 4
     assert [o["champion"].cost_usd for o in outcomes] == [0.01] * 4
+
+
+def test_what_takes_longer_than_its_limit_is_a_failure_at_the_cap_whoever_ran_it():
+    plan = plan_of(4, CONFIG)
+    figures = {role: (np.ones(4), np.full(4, 0.01)) for role in plan.roles}
+    ((_, table),) = tables(plan, figures)
+    place = RESULT_SCHEMA.get_field_index("timed_out")
+    is_first = [task == plan.task_ids[0] for task in table["task_id"].to_pylist()]
+    late = table.set_column(place, RESULT_SCHEMA.field(place), pa.array(is_first))
+    for role in plan.roles:
+        found = [outcome[role] for outcome in read_outcomes(late, plan.task_ids, plan.roles)]
+        assert [(o.success, o.cost_usd, o.n_timed_out) for o in found] == [(0.0, CAP, 1)] + [(1.0, 0.01, 0)] * 3
+    unknown = table.set_column(place, RESULT_SCHEMA.field(place), pa.nulls(len(table), pa.bool_()))
+    assert "no timed_out" in check_rows(unknown, plan.task_ids, plan.roles, 1)
 
 
 def test_a_candidate_without_decisions_fails_and_a_champion_without_them_is_damage():

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from banks import random_bank
@@ -19,7 +20,7 @@ from celr_ray.cli import main
 from celr_ray.config import ExecuteConfig, RuntimeConfig
 from celr_ray.core.escalation import AlwaysCheap, AlwaysStrong, HeuristicPolicy
 from celr_ray.cortex.artefact import save_artefact
-from celr_ray.cortex.evaluation.bank import Bank, write_bank
+from celr_ray.cortex.evaluation.bank import Bank, make_bank, write_bank
 from celr_ray.cortex.evaluation.baselines import RetryThenEscalate
 from celr_ray.cortex.evaluation.loopholes import Broken
 from celr_ray.cortex.gate import holes as holes_module
@@ -148,6 +149,20 @@ def test_censored_episodes_never_help():
     figures = report.document["figures"]["candidate"]
     assert figures["n_censored"] > 0
     assert report.verdict is not GateVerdict.PASS
+
+
+def test_a_success_that_comes_too_late_is_none():
+    bank = practice_bank()
+    place = bank.tasks.schema.get_field_index("time_limit_s")
+    limits = pa.array([1.05] * bank.tasks.num_rows)  # an attempt takes 1 s, a verification 0.1 s
+    bank = make_bank(bank.tiers, bank.tasks.set_column(place, "time_limit_s", limits), bank.attempts)
+    report = PromotionGate(GateConfig(max_tasks=60)).run(RetryThenEscalate(), AlwaysCheap(), "heuristic", bank)
+    figures = report.document["figures"]
+    assert report.verdict is GateVerdict.FAIL
+    assert (figures["candidate"]["success"], figures["champion"]["n_timed_out"]) == (0.0, 0)
+    assert figures["candidate"]["n_timed_out"] == report.document["n_tasks_used"]
+    assert figures["candidate"]["cost_usd"] == report.document["suite"]["cap_usd"]
+    assert report.document["comparison"]["rows"][0]["success"]["value"] == 0.0
 
 
 def random_suite(config: GateConfig, seed: int = 5, n_tasks: int = 80) -> BankSuite:
@@ -305,6 +320,17 @@ def test_a_live_gate_runs_the_same_tasks_and_seeds_for_every_role(tmp_path):
     again = PromotionGate(config).run(AlwaysCheap(), AlwaysStrong(), "heuristic", live_suite(tmp_path, config, solve))
     assert again.to_bytes() == report.to_bytes()
     assert render_gate_page(report.document)
+
+
+def test_a_live_answer_that_comes_too_late_is_none(tmp_path):
+    config = GateConfig(max_tasks=20)
+    suite = live_suite(tmp_path, config, cheap=solve)
+    tasks = [{**json.loads(line), "time_limit_s": 1e-9} for line in Path(suite.tasks).read_text().splitlines()]
+    Path(suite.tasks).write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    report = PromotionGate(config).run(AlwaysCheap(), AlwaysStrong(), "heuristic", suite)
+    figures = report.document["figures"]["champion"]
+    assert (figures["success"], figures["n_timed_out"]) == (0.0, report.document["n_tasks_used"])
+    assert figures["cost_usd"] == pytest.approx(report.document["suite"]["cap_usd"])
 
 
 def test_a_live_gate_fails_the_worse_and_the_broken(tmp_path):

@@ -51,6 +51,7 @@ class ReplayResults:
         correctness: the score of the accepted answer, 0 to 1; NaN = censored.
         cost_usd: US$ spent; of a censored episode, up to where it ended.
         budget_usd: [n] US$ that each might spend.
+        time_limit_s: [n] what each might take.
         seconds: time taken.
         unsafe: flag.
         fallback: some decision was left to a simpler policy.
@@ -73,6 +74,7 @@ class ReplayResults:
     correctness: FloatArray
     cost_usd: FloatArray
     budget_usd: FloatArray
+    time_limit_s: FloatArray
     seconds: FloatArray
     unsafe: BoolArray
     fallback: BoolArray
@@ -82,6 +84,11 @@ class ReplayResults:
     end_reason: IntArray
     total_reward: FloatArray
     decisions: Decisions | None = None
+
+    @property
+    def timed_out(self) -> BoolArray:
+        """Tell which episodes took longer than their time limits, [n, R]."""
+        return np.asarray(self.seconds > self.time_limit_s[:, None])
 
     def success_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Return success [n, R] with the censored as failures, and with the censored as successes."""
@@ -189,6 +196,7 @@ def run_replay(
         task_ids=[suite.bank.task_ids[row] for row in rows],
         n_incomplete=suite.n_incomplete,
         budget_usd=suite.columns.budget_usd[rows],
+        time_limit_s=suite.columns.time_limit_s[rows],
         fallback=n_fallbacks > 0,
         n_fallbacks=n_fallbacks,
         n_decisions=gather("n_decisions"),

@@ -1,7 +1,7 @@
 """Candidate and champion beside the baselines, on the tasks that the verdict rests on: success, cost, curve, regret.
 
 These figures describe; none of them decides. Intervals are bootstraps over tasks. Censored episodes count as failures
-that spent their whole budget, for every policy alike.
+that spent their whole budget, for every policy alike, as do those that took longer than their time limits.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def _make_baselines(
 
 def _mean_figures(results: ReplayResults) -> tuple[FloatArray, FloatArray]:
     """Return success and cost of each task, [n], the mean over replays."""
-    return results.success_bounds()[0].mean(axis=1), results.cost_bounds()[1].mean(axis=1)
+    late, budget = results.timed_out, results.budget_usd[:, None]
+    success, cost = results.success_bounds()[0], results.cost_bounds()[1]
+    return np.where(late, 0.0, success).mean(axis=1), np.where(late, np.fmax(budget, cost), cost).mean(axis=1)
 
 
 def _describe(role: str, policy: Policy, success: FloatArray, cost: FloatArray, seed: int) -> PolicyRow:

@@ -205,11 +205,12 @@ class _Runner:
             if role != "candidate":
                 raise PolicyError(f"the {role} cannot decide, so nothing can be compared with it: {error}") from error
             return make_rows(role, task_ids, replays, None, str(error))
-        return make_rows(role, task_ids, replays, _gather(tables))
+        default = self._suite.execute.default_time_limit_s
+        return make_rows(role, task_ids, replays, _gather(tables, [task.time_limit_s or default for task in tasks]))
 
 
-def _gather(tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Return the columns of all replays, [n, R] each."""
+def _gather(tables: Sequence[pa.Table], time_limits_s: Sequence[float]) -> dict[str, Any]:
+    """Return the columns of all replays, [n, R] each; the limits are [n]."""
 
     def stack(read: Any) -> Any:
         return np.stack([np.asarray(read(table)) for table in tables], axis=1)
@@ -223,6 +224,7 @@ def _gather(tables: Sequence[pa.Table]) -> dict[str, Any]:
         **figures,
         "success": success,
         "censored": np.zeros(success.shape, dtype=bool),
+        "timed_out": figures["seconds"] > np.asarray(time_limits_s)[:, None],
         "n_decisions": stack(lambda table: [len(actions) for actions in table["actions"].to_pylist()]),
         "end_reason": stack(lambda table: [int(EndReason[name]) for name in table["end_reason"].to_pylist()]),
     }

@@ -168,7 +168,7 @@ def describe_figures(plan: GatePlan, criteria: Criteria, *, with_seconds: bool) 
     names = ("success", "cost_usd", *(("seconds",) if with_seconds else ()))
     for role in plan.roles:
         values = {name: criteria.values(role, name) for name in names}
-        counts = ("n_unsafe", "n_censored", "n_decisions", "n_fallbacks")
+        counts = ("n_unsafe", "n_censored", "n_timed_out", "n_decisions", "n_fallbacks")
         found[role] = {
             **{name: float(array.mean()) if len(array) else None for name, array in values.items()},
             **{name: int(criteria.values(role, name).sum()) for name in counts},

@@ -1,8 +1,9 @@
 """What policies did on a unit of tasks: the rows, their checks, and one value a task for each role.
 
 A row is one episode of one role. A row that is missing, doubled or not finite is no result: nothing here fills it in.
-Only an episode that was censored (the records of a bank ran out) is bounded, against the candidate: its own count as
-failures that spent the whole budget, those of the others as successes at what they had spent.
+An episode that took longer than its time limit is a failure that spent the whole budget, whoever ran it. One that was
+censored (the records of a bank ran out) is bounded, against the candidate: its own count as failures that spent the
+whole budget, those of the others as successes at what they had spent.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("budget_usd", pa.float64()),
         pa.field("unsafe", pa.bool_()),
         pa.field("censored", pa.bool_()),
+        pa.field("timed_out", pa.bool_()),
         pa.field("n_decisions", pa.int64()),
         pa.field("n_fallbacks", pa.int64()),
         pa.field("end_reason", pa.string()),
@@ -64,6 +66,7 @@ class TaskOutcome:
         seconds: mean.
         n_unsafe: unsafe episodes.
         n_censored: episodes that were bounded.
+        n_timed_out: episodes that took longer than their time limit.
         n_decisions: decisions of all replays.
         n_fallbacks: those that the policy left to a simpler one.
         problem: why the policy could not decide; then success and cost are NaN.
@@ -74,6 +77,7 @@ class TaskOutcome:
     seconds: float = 0.0
     n_unsafe: int = 0
     n_censored: int = 0
+    n_timed_out: int = 0
     n_decisions: int = 0
     n_fallbacks: int = 0
     problem: str | None = None
@@ -149,7 +153,7 @@ def _check_figures(table: pa.Table) -> str | None:
     has_problem = table["problem"].is_valid().to_numpy()
     is_candidate = np.asarray(table["role"].to_pylist(), dtype=object) == "candidate"
     wrong = {"no figures, though only a candidate may be unable to decide": has_problem & ~is_candidate}
-    for name in ("unsafe", "censored"):
+    for name in ("unsafe", "censored", "timed_out"):
         wrong[f"no {name}"] = ~has_problem & ~table[name].is_valid().to_numpy()
     for name in _FIGURES:
         values = _floats(table, name)
@@ -197,9 +201,10 @@ def read_outcomes(table: pa.Table, task_ids: Sequence[str], roles: Sequence[str]
     is_own = (np.asarray(names) == "candidate")[None, :, None]
     censored = _flags(ordered, "censored").reshape(shape)
     success, cost, budget = (_floats(ordered, name).reshape(shape) for name in ("success", "cost_usd", "budget_usd"))
-    unsafe = _flags(ordered, "unsafe").reshape(shape)
+    unsafe, late = (_flags(ordered, name).reshape(shape) for name in ("unsafe", "timed_out"))
     success = np.where(censored, np.where(is_own | unsafe, 0.0, 1.0), success)
-    cost = np.where(censored & is_own, np.fmax(budget, cost), cost)
+    success = np.where(late, 0.0, success)
+    cost = np.where((censored & is_own) | late, np.fmax(budget, cost), cost)
     seconds, decisions, fallbacks = (
         _floats(ordered, name).reshape(shape) for name in ("seconds", "n_decisions", "n_fallbacks")
     )
@@ -215,6 +220,7 @@ def read_outcomes(table: pa.Table, task_ids: Sequence[str], roles: Sequence[str]
             seconds=float(seconds[task, role].mean()),
             n_unsafe=int(unsafe[task, role].sum()),
             n_censored=int(censored[task, role].sum()),
+            n_timed_out=int(late[task, role].sum()),
             n_decisions=int(decisions[task, role].sum()),
             n_fallbacks=int(fallbacks[task, role].sum()),
         )

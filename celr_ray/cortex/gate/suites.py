@@ -231,6 +231,16 @@ def make_figures(results: ReplayResults) -> dict[str, Any]:
     """Return the columns of a replay, [n, R] each."""
     figures: dict[str, Any] = {
         name: getattr(results, name)
-        for name in ("success", "cost_usd", "seconds", "unsafe", "censored", "n_decisions", "n_fallbacks", "end_reason")
+        for name in (
+            "success",
+            "cost_usd",
+            "seconds",
+            "unsafe",
+            "censored",
+            "timed_out",
+            "n_decisions",
+            "n_fallbacks",
+            "end_reason",
+        )
     }
     return {**figures, "budget_usd": np.broadcast_to(results.budget_usd[:, None], results.success.shape)}
