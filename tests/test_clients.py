@@ -362,6 +362,10 @@ def test_a_request_says_what_the_tier_says(open_tier: Any, server: ChatServer) -
     assert first == {"model": MODEL, "temperature": 0.5, "top_p": 0.9, "max_tokens": MAX_TOKENS, "min_p": 0.1}
     assert (second["temperature"], second["max_tokens"]) == (0.0, 5)
     assert second["messages"][-1]["content"] == "echo second ?"
+    named = open_tier(engine_kwargs={"max_tokens": None, "max_completion_tokens": MAX_TOKENS})
+    ask(named, "echo fourth", max_output_tokens=5)
+    assert "max_tokens" not in server.bodies[-1]
+    assert server.bodies[-1]["max_completion_tokens"] == 5, "engine_kwargs never raise the limit that was priced"
     ask(open_tier(), "echo", "echo third")
     assert sorted(body["seed"] for body in server.bodies[-2:]) == [0, 1]
 
@@ -447,7 +451,10 @@ def test_replies_of_other_forms_are_read(open_tier: Any) -> None:
     assert isinstance(uncounted, Generation)
     assert uncounted.is_estimated
     assert uncounted.prompt_tokens == bound_prompt_tokens(chat("uncounted"))
-    assert uncounted.output_tokens == len("echo: uncounted") + 1
+    assert uncounted.output_tokens == MAX_TOKENS < len("echo: uncounted"), "never above the limit that was priced"
+    (roomy,) = ask(open_tier(max_output_tokens=64), "uncounted")
+    assert isinstance(roomy, Generation)
+    assert roomy.output_tokens == len("echo: uncounted") + 1
     assert texts([refusal, silent]) == ["I will not", ""]
     assert isinstance(silent, Generation)
     assert silent.finish_reason == "length"

@@ -313,6 +313,19 @@ def test_a_failed_call_fails_the_attempt_with_its_reason_and_no_other(tmp_path):
     assert [log["extra"]["celr"]["success"] for log in logs] == [True, True, False, True]
 
 
+@pytest.mark.parametrize(("n_down", "is_told"), [(0, False), (1, False), (4, True)])
+def test_where_most_calls_fail_it_is_said_with_their_kinds(tmp_path, caplog, n_down, is_told):
+    def say(chat, seed):
+        is_down = int(re.findall(r"What is (\d)", chat[0]["content"])[0]) < n_down
+        return CallFailure("no contact", "connection") if is_down else solve(chat, seed)
+
+    limits = {"limits": {"attempts_per_tier": 2}}
+    run(tmp_path, make_tasks(4), say, execute=limits)
+    told = [record.getMessage() for record in caplog.records if "attempts and verifications failed" in record.msg]
+    assert told == ([told[0]] if is_told else [])
+    assert not is_told or told[0].startswith("8 of 8 attempts and verifications failed (connection 8): ")
+
+
 def test_one_tier_is_enough_and_escalate_is_never_allowed(tmp_path):
     one = "\n".join(TIERS.splitlines()[:4])
     logs, _, _ = run(tmp_path, make_tasks(5, difficulty=0.9), solve, tiers=one, policy="random")
@@ -366,6 +379,13 @@ def test_other_settings_are_refused_and_nothing_left_to_do_calls_nothing(tmp_pat
     _, clients, report = run(tmp_path, make_tasks(4), solve)
     assert report.units_run == 0
     assert not clients["cheap"].calls
+    faster = TIERS.replace("engine: vllm", "engine: openai, base_url: 'http://127.0.0.1:1/v1'")
+    run(tmp_path, make_tasks(4), solve, tiers=faster, out="endpoint")
+    wider = faster.replace("name: cheap,", "name: cheap, concurrency: 64, api_key_env: OTHER_KEY,")
+    _, _, report = run(tmp_path, make_tasks(4), solve, tiers=wider, out="endpoint")
+    assert report.units_run == 0, "neither moves a result"
+    with pytest.raises(RunMismatchError, match="tiers was"):
+        run(tmp_path, make_tasks(4), solve, tiers=faster.replace("2000", "3000"), out="endpoint")
     with pytest.raises(RunMismatchError, match="policy was"):
         run(tmp_path, make_tasks(4), solve, policy="random")
 
@@ -379,6 +399,41 @@ def test_bad_task_lines_are_rejected_with_line_and_reason(tmp_path):
     assert "prompt" in rows[0]["reason"]
     with pytest.raises(InputError):
         run(tmp_path, ["nothing"], solve, out="other")
+
+
+@pytest.mark.parametrize("is_mortal", [False, True])
+def test_models_that_the_stage_opened_are_closed(tmp_path, monkeypatch, is_mortal):
+    class Closing(FakeClient):
+        n_closed = 0
+
+        def close(self):
+            self.n_closed += 1
+
+    def say(chat, seed):
+        if is_mortal:
+            raise ModelError("the engine died")
+        return solve(chat, seed)
+
+    run(tmp_path, make_tasks(2), solve, out="other")
+    clients = {name: Closing(name, say) for name in ("cheap", "strong")}
+    monkeypatch.setattr("celr_ray.core.execute_stage.open_worker_clients", lambda job, ladder: clients)
+    job = ExecuteJob(tasks=str(tmp_path / "tasks.jsonl"), tiers=str(tmp_path / "tiers.yaml"), out=str(tmp_path / "out"))
+    if is_mortal:
+        with pytest.raises(ModelError, match="the engine died"):
+            run_execute(job)
+    else:
+        run_execute(job)
+    assert [client.n_closed for client in clients.values()] == [1, 1]
+
+
+def test_what_a_probe_lost_on_failed_calls_is_time_too(tmp_path):
+    def fail_first(chat, seed):
+        return CallFailure("no answer within 7 s", "timeout", 7.0) if fail_first.calls.pop() else solve(chat, seed)
+
+    fail_first.calls = [False, True, True]
+    logs, _, _ = run(tmp_path, make_tasks(1), fail_first, execute={"probe": True})
+    assert logs[0]["extra"]["celr"]["episode"]["probe"] is None
+    assert logs[0]["extra"]["celr"]["duration_s"] > 7
 
 
 def test_a_probe_is_paid_shown_and_charged_to_the_first_decision(tmp_path):

@@ -29,6 +29,7 @@ class SeededWorld:
     n_answers: int = 1000
     p_unsafe: float = 0.0
     checked: bool = True
+    overcharge: float = 1.0
 
     def quote_usd(self, episodes: Episodes, live: np.ndarray) -> np.ndarray:
         quotes = np.zeros((len(live), N_ACTIONS))
@@ -46,7 +47,7 @@ class SeededWorld:
         outcomes = Outcomes.nothing(len(live))
         attempt = np.isin(actions, ATTEMPTS)
         quotes = self.quote_usd(episodes, live)[np.arange(len(live)), actions]
-        outcomes.cost_usd = quotes * self._draw(episodes, live, 1)
+        outcomes.cost_usd = quotes * self._draw(episodes, live, 1) * self.overcharge
         outcomes.seconds = np.where(actions < Action.STOP, 5 * self._draw(episodes, live, 2), 0.0)
         outcomes.has_answer = attempt & (self._draw(episodes, live, 3) < 0.9)
         outcomes.answer_key = (self._draw(episodes, live, 4) * self.n_answers).astype(np.uint64)
@@ -142,6 +143,20 @@ def test_a_budget_below_the_cheapest_call_leaves_only_abort() -> None:
     assert (results.end_reason == EndReason.UNAFFORDABLE).all()
     assert (results.decisions.mask.sum(axis=1) == 1).all()
     assert (results.success == 0).all()
+
+
+def test_a_call_that_costs_more_than_its_worst_case_and_than_is_left_ends_the_episode_as_a_failure() -> None:
+    results = run(HeuristicPolicy(), SeededWorld(0, 2, p_right=1.0, overcharge=30.0), make_tasks(200, 0.05))
+    over = results.end_reason == EndReason.OVER_BUDGET
+    assert 0 < over.sum() < len(over), "the test needs both kinds"
+    assert ((results.cost_usd > results.budget_usd) == over).all()
+    assert (results.success[over] == 0).all()
+    assert (results.correctness[over] == 0).all()
+    last = results.decisions.t == results.n_decisions[results.decisions.episode] - 1
+    assert np.isin(results.decisions.action[last & over[results.decisions.episode]], [*ATTEMPTS, Action.VERIFY]).all()
+    assert results.total_reward[over].max() <= -100
+    assert results.total_reward[over].min() >= -102
+    assert results.total_reward[results.success == 1].min() > results.total_reward[over].max()
 
 
 def test_the_same_answer_verdict_and_context_end_the_episode() -> None:

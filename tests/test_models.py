@@ -78,6 +78,13 @@ def test_what_is_likely_not_meant_is_a_warning() -> None:
         ({"base_url": "http://a/v1"}, r"base_url means nothing for engine vllm: remove it"),
         ({"engine": "openai", "base_url": "localhost:8000"}, r"base_url is 'localhost:8000'"),
         ({**ENDPOINT, "num_gpus": 1}, r"num_gpus means nothing for engine openai: remove it"),
+        (
+            {**ENDPOINT, "engine_kwargs": {"max_tokens": 101}},
+            r"engine_kwargs\.max_tokens is 101, .* max_output_tokens \(100\): set that one",
+        ),
+        ({**ENDPOINT, "engine_kwargs": {"max_completion_tokens": "many"}}, r"max_completion_tokens is 'many'"),
+        ({**ENDPOINT, "engine_kwargs": {"n": 4}}, r"tier 'cheap': engine_kwargs\.n must be 1: .* remove it"),
+        ({**ENDPOINT, "engine_kwargs": {"stream": True}}, r"engine_kwargs\.stream must be False"),
         ({"name": ""}, r"tier number 1: name is '': .*at least 1 character"),
         ({"name": 7}, r"tier 7: name is 7: .*string"),
     ],
@@ -132,6 +139,11 @@ def test_names_are_unique_and_files_exist(tmp_path: Path) -> None:
         load_tiers(write(tmp_path, TIER, TIER))
     with pytest.raises(InputError, match="nothing-here"):
         load_tiers(str(tmp_path / "nothing-here.yaml"))
+
+
+def test_a_server_may_call_the_limit_otherwise() -> None:
+    kwargs = {"max_tokens": None, "max_completion_tokens": 100, "n": 1, "stream": False}
+    assert Tier(**{**ENDPOINT, "engine_kwargs": kwargs}).engine_kwargs == kwargs
 
 
 def test_prices_are_per_million_tokens() -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from celr_ray.core.chat_encoder import ChatEncoder, bound_prompt_tokens, bound_text_tokens, clean_messages
 from celr_ray.core.clients import CallFailure, Conversation, FailureKind, Generation
-from celr_ray.core.models import Tier
+from celr_ray.core.models import LIMIT_FIELDS, Tier
 from celr_ray.errors import ModelError
 from celr_ray.small_models import resolve_model
 
@@ -147,7 +147,7 @@ class OpenAIClient:
         return len(ids) if isinstance(ids, list) else bound_prompt_tokens(conversation)
 
     def _make_body(self, seed: int, temperature: float | None, limit: int) -> dict[str, Any]:
-        """Return the fields of a request besides model and messages; the tier's engine_kwargs win.
+        """Return the fields of a request besides model and messages; the tier's engine_kwargs win, up to `limit`.
 
         OpenAI's own servers refuse `max_tokens` for newer models; others know nothing else.
         """
@@ -160,6 +160,7 @@ class OpenAIClient:
             "max_completion_tokens" if is_openai else "max_tokens": limit,
             **self._tier.engine_kwargs,
         }
+        fields |= {name: min(fields[name], limit) for name in LIMIT_FIELDS if fields.get(name) is not None}
         return {name: value for name, value in fields.items() if value is not None}
 
     async def _call(self, conversation: Conversation, body: dict[str, Any], limit: int) -> Generation | CallFailure:
@@ -173,11 +174,11 @@ class OpenAIClient:
             return CallFailure(f"prompt and answer exceed the window of {tier.context_window} tokens", "context")
         async with self._slots:
             started = time.perf_counter()
-            result = await self._send(conversation, body)
+            result = await self._send(conversation, body, limit)
         seconds = time.perf_counter() - started
         return replace(result, seconds=seconds)
 
-    async def _send(self, conversation: Conversation, body: dict[str, Any]) -> Generation | CallFailure:
+    async def _send(self, conversation: Conversation, body: dict[str, Any], limit: int) -> Generation | CallFailure:
         """Send one request, with its retries.
 
         Raises:
@@ -201,17 +202,17 @@ class OpenAIClient:
             return self._judge_status(error)
         try:
             reply = msgspec.json.decode(raw.content, type=_Reply)
-            return self._read(reply.choices[0], reply.usage, conversation)
+            return self._read(reply.choices[0], reply.usage, conversation, limit)
         except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
             return self._fail(f"unreadable reply ({error}): {raw.content[:200]!r}", "malformed")
 
-    def _read(self, choice: _Choice, usage: _Usage | None, conversation: Conversation) -> Generation | CallFailure:
+    def _read(self, choice: _Choice, usage: _Usage | None, conversation: Conversation, limit: int) -> Generation:
         text = choice.message.content or choice.message.refusal or ""
         tokens = (choice.logprobs.content if choice.logprobs else None) or []
         return Generation(
             text=text,
             prompt_tokens=usage.prompt_tokens if usage else self._count(conversation),
-            output_tokens=usage.completion_tokens if usage else bound_text_tokens(text) + 1,
+            output_tokens=usage.completion_tokens if usage else min(bound_text_tokens(text) + 1, limit),
             mean_logprob=sum(token.logprob for token in tokens) / len(tokens) if tokens else None,
             seconds=0.0,  # set by the caller, retries included
             finish_reason=choice.finish_reason or "unknown",

@@ -14,7 +14,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -36,7 +36,7 @@ from celr_ray.core.task_columns import make_task_columns
 from celr_ray.core.tasks import Task, TaskFile, plan_task_units, read_tasks
 from celr_ray.core.transcript import Transcript
 from celr_ray.core.verifier import ModelCheck, PythonTestsCheck
-from celr_ray.cortex.actions import BoolArray, FloatArray
+from celr_ray.cortex.actions import ATTEMPTS, Action, BoolArray, FloatArray
 from celr_ray.cortex.difficulty import DifficultyModel, load_difficulty
 from celr_ray.cortex.policy import EpsilonSoft, Policy, find_fallbacks, load_policy
 from celr_ray.cortex.state import FEATURE_INDEX, SCHEMA_HASH
@@ -60,6 +60,8 @@ _RESULT_SETTINGS = {
     "escalation",
     "allow_weak_sandbox",
 }
+_TIER_FIELDS_OF_NO_EFFECT = {"concurrency", "api_key_env"}
+"""May change between a run and its resumption."""
 
 
 def _load_difficulty(config: ExecuteConfig) -> DifficultyModel:
@@ -87,7 +89,7 @@ def execute_plan(
     settings = {
         "tasks": hash_json([task.model_dump(mode="json") for task in tasks]),
         "n_rejected": n_rejected,
-        "tiers": ladder.model_dump(mode="json"),
+        "tiers": ladder.model_dump(mode="json", exclude={"tiers": {"__all__": _TIER_FIELDS_OF_NO_EFFECT}}),
         "policy": policy.content_hash,
         "difficulty": _load_difficulty(config).content_hash,
         "monitor": monitor.content_hash,
@@ -129,8 +131,9 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
         rows = "".join(row.model_dump_json() + "\n" for row in file.rejected)
         storage.write_bytes(storage.join(job.out, "rejected", part_name(0, "jsonl")), rows.encode())
     num_gpus = count_gpus(ladder)
+    factory = ExecuteFactory(job, policy, clients)
     work = Work(
-        factory=ExecuteFactory(job, policy, clients),
+        factory=factory,
         is_stateful=True,
         concurrency=job.execute.concurrency,
         num_cpus=job.execute.num_cpus,
@@ -138,7 +141,26 @@ def run_execute(job: ExecuteJob, *, clients: Mapping[str, ModelClient] | None = 
         env=engine_environment(num_gpus),
     )
     on_ray = clients is None and uses_ray(job.runtime, is_large=job.execute.concurrency > 1 or num_gpus > 0)
-    return run_stage(job.out, plan, work, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
+    try:
+        report = run_stage(job.out, plan, work, job.runtime, on_ray=on_ray, overwrite=job.overwrite)
+    finally:
+        for client in factory.opened:
+            client.close()
+    _warn_of_failures(report.counts)
+    return report
+
+
+def _warn_of_failures(counts: Mapping[str, int]) -> None:
+    """Say it where most calls failed: the figures then tell of the engines, not of policy and models."""
+    failed = {key.partition(".")[2]: n for key, n in counts.items() if key.startswith("failed_calls.")}
+    n_failed = sum(failed.values())
+    n_calls = sum(counts.get(f"actions.{action.name}", 0) for action in (*ATTEMPTS, Action.VERIFY))
+    if 2 * n_failed > n_calls:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in failed.items())
+        _logger.warning(
+            f"{n_failed:,} of {n_calls:,} attempts and verifications failed ({kinds}): `failure` of the decisions in "
+            "the logs says why; mend it and run again into another folder"
+        )
 
 
 def _read_tasks(job: ExecuteJob) -> TaskFile:
@@ -171,16 +193,22 @@ class ExecuteFactory:
         job: the settings.
         policy: decides.
         clients: use these models and load none; only without Ray.
+        opened: the models that were loaded in this process, for its owner to close; those of an actor end with it.
     """
 
     job: ExecuteJob
     policy: Policy
     clients: Mapping[str, ModelClient] | None = None
+    opened: list[ModelClient] = field(default_factory=list)
 
     def __call__(self) -> UnitFunction:
         """Read the tasks and open the models."""
         ladder = load_tiers(self.job.tiers)
-        return Executor(self.job, ladder, self.policy, self.clients or open_worker_clients(self.job, ladder)).run_unit
+        clients = self.clients
+        if clients is None:
+            clients = open_worker_clients(self.job, ladder)
+            self.opened.extend(clients.values())
+        return Executor(self.job, ladder, self.policy, clients).run_unit
 
 
 def open_worker_clients(job: ExecuteJob, ladder: TierLadder) -> Mapping[str, ModelClient]:

@@ -19,7 +19,7 @@ from celr_ray import storage
 from celr_ray.errors import ConfigError
 from celr_ray.redact import redact_text
 
-__all__ = ["Tier", "TierLadder", "load_tiers"]
+__all__ = ["LIMIT_FIELDS", "Tier", "TierLadder", "load_tiers"]
 
 _TOKENS_PER_PRICE = 1_000_000
 
@@ -28,6 +28,9 @@ _FIELDS_OF = {
     "openai": {"base_url", "api_key_env", "tokenizer", "timeout_s", "max_retries", "concurrency"},
 }
 """Fields that mean something for one engine only."""
+
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")
+"""What servers call the limit on an answer."""
 
 _IntArray = npt.NDArray[np.integer[Any]]
 _FloatArray = npt.NDArray[np.float64]
@@ -91,9 +94,24 @@ class Tier(BaseModel):
         fields = type(self).model_fields
         if foreign := sorted(name for name in _FIELDS_OF[other] if getattr(self, name) != fields[name].default):
             raise ValueError(f"{', '.join(foreign)} means nothing for engine {self.engine}: remove it")
+        if self.engine == "openai":
+            self._check_request()
         if self.num_gpus > 1 and not self.num_gpus.is_integer():
             raise ValueError(f"num_gpus must be a whole number above 1, or a part of one GPU; it is {self.num_gpus:g}")
         return self
+
+    def _check_request(self) -> None:
+        """Refuse fields of a request by which an answer could cost more than its worst case, or not be read."""
+        for name in LIMIT_FIELDS:
+            limit = self.engine_kwargs.get(name)
+            if limit is not None and not (isinstance(limit, int) and 1 <= limit <= self.max_output_tokens):
+                raise ValueError(
+                    f"engine_kwargs.{name} is {limit!r}, but worst cases are priced with max_output_tokens "
+                    f"({self.max_output_tokens}): set that one"
+                )
+        for name, usual in (("n", 1), ("stream", False)):
+            if self.engine_kwargs.get(name) not in (None, usual):
+                raise ValueError(f"engine_kwargs.{name} must be {usual}: one answer is read and paid for; remove it")
 
     @overload
     def price_usd(self, prompt_tokens: int, output_tokens: int) -> float: ...

@@ -245,7 +245,7 @@ def load_rules(uri: str | None = None) -> Monitor:
     try:
         document = yaml.safe_load(storage.read_bytes(place))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{place} is not valid YAML: {error}") from error
+        raise ConfigError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or set(document) != {"version", "rules"}:
         raise ConfigError(f"{place}: a rule file has two keys, version and rules")
     if document["version"] != VERSION:

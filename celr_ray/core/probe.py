@@ -89,7 +89,7 @@ def probe_tasks(
         mine = slice(position * _N_SAMPLES, (position + 1) * _N_SAMPLES)
         said = [reply for reply in replies[mine] if isinstance(reply, Generation)]
         probe.cost_usd[row] = sum(models.price_usd(c, r) for c, r in zip(samples[mine], replies[mine], strict=True))
-        probe.seconds[row] = max((reply.seconds for reply in said), default=0.0)
+        probe.seconds[row] = max(reply.seconds for reply in replies[mine])
         if len(said) == _N_SAMPLES:
             texts, logprobs = [reply.text for reply in said], [reply.mean_logprob for reply in said]
             probe.agreement[row], probe.confidence[row] = cheap_signals(texts, logprobs, kinds[row])
