@@ -221,8 +221,8 @@ FAILURE_PENALTY: Any = Field(
     gt=0,
     allow_inf_nan=False,
     description="what the reward charges for a failure, in task budgets. At 100 nothing that a task can spend is worth "
-    "one more failure in 200 tasks, and costs are lost in noise; from 1 to 10 policies learn to save. The gate decides "
-    "the same way whatever was used here",
+    "one more failure in 100 tasks, and costs are lost in noise; from 0.5 to 10 policies learn to save. The gate "
+    "decides the same way whatever was used here",
 )
 
 

@@ -39,6 +39,7 @@ from celr_ray.cortex.episode_rows import EpisodeRows, make_transition_table, sum
 from celr_ray.cortex.evaluation.estimators import estimate_values
 from celr_ray.cortex.foreign_logs import REFUSALS
 from celr_ray.cortex.state import FEATURE_INDEX, N_FEATURES, SCHEMA_HASH
+from celr_ray.cortex.transition_check import check_transitions
 from celr_ray.cortex.transitions import list_parts, table_to_transitions
 from celr_ray.errors import InputError, PolicyError, RunMismatchError
 from celr_ray.schema import TRANSITION_SCHEMA, Transition, transition_schema
@@ -397,6 +398,35 @@ def test_a_cut_log_is_truncated_not_terminated(stopped, tmp_path):
     assert not found.terminateds.any()
     assert found.truncateds.tolist() == [False] * (len(found) - 1) + [True]
     assert found.return_to_go[0] == pytest.approx(sum(d["reward"] for d in decisions(cut)))
+
+
+def test_another_failure_penalty_reprices_failures_and_nothing_else(documents, demo_logs, tmp_path):
+    usable = [d for d in documents if _episode(d)["success"] is not None]
+    success, failure, unsafe = (
+        copy.deepcopy(next(d for d in usable if _episode(d)["success"] is wanted)) for wanted in (True, False, False)
+    )
+    _episode(unsafe)["unsafe"] = True
+    _last(unsafe)["reward"] -= 100
+    _episode(unsafe)["total_reward"] -= 100
+    cut = copy.deepcopy(next(d for d in usable if len(decisions(d)) > 1))
+    _drop_last(cut)
+    _episode(cut).update(end_reason=None, success=None, total_reward=None)
+    own = write(tmp_path / "logs" / "own.jsonl", [success, failure, unsafe, cut])
+    kinds = {"failure_penalty": 100.0, "validation_fraction": 0.0}
+    build([own, demo_logs], tmp_path / "usual", **kinds)
+    build([own, demo_logs], tmp_path / "priced", **kinds | {"failure_penalty": 0.5})
+    usual, priced = (load_transitions(str(tmp_path / name)) for name in ("usual", "priced"))
+    np.testing.assert_array_equal(usual.eps_id, priced.eps_id)
+    is_failure = usual.rewards_raw < -50
+    assert not (is_failure & ~usual.terminateds).any()
+    assert is_failure.sum() > 2, "of ours, and of other agents"
+    np.testing.assert_allclose(priced.rewards_raw, usual.rewards_raw + 99.5 * is_failure)
+    np.testing.assert_allclose(priced.rewards, priced.rewards_raw, rtol=1e-6)
+    assert priced.rewards_raw.min() < -100, "an unsafe run keeps its own penalty"
+    assert (priced.return_to_go[priced.terminateds] == priced.rewards_raw[priced.terminateds]).all()
+    assert check_transitions(str(tmp_path / "priced"), read_dataset_record(str(tmp_path / "priced")))
+    with pytest.raises(RunMismatchError, match=r"failure_penalty was 0\.5, is 100\.0"):
+        build([own, demo_logs], tmp_path / "priced", **kinds)
 
 
 def test_unknown_probabilities_are_null_and_bar_off_policy_estimates(documents, stopped, tmp_path):

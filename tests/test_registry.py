@@ -188,9 +188,13 @@ def test_a_tampered_artefact_is_refused_and_the_champion_untouched(registry, nam
     data[-200] ^= 1
     storage.write_bytes(weights, bytes(data))
     save_artefact(artefact_folder(registry, swapped), sample_artefact(3))  # sound in itself, but another policy
-    for version, message in ((changed, "was changed since it was written"), (swapped, "is not what was registered")):
-        with pytest.raises(PolicyError, match=message):
+    for version, message in (
+        (changed, f"{weights} was changed since it was written"),
+        (swapped, "is not what was registered"),
+    ):
+        with pytest.raises(PolicyError, match=message) as caught:
             registry.load(f"{name}@{version.version}")
+        assert "celr-ray-policy-" not in str(caught.value), "the copy in a temporary folder, which is gone by now"
         with pytest.raises(PolicyError, match=message):
             promote(registry, name, version)
     assert registry.load(f"{name}@champion").name == "heuristic"

@@ -276,6 +276,18 @@ def test_logs_or_transitions_and_not_both(tmp_path):
         OfflineTrainer(TrainCortexJob(out=str(tmp_path / "out"))).train()
 
 
+@pytest.mark.parametrize(
+    ("section", "value", "flag"),
+    [
+        ("dataset", {"failure_penalty": 7.0}, "--dataset.failure-penalty"),
+        ("ingest", {"redact": False}, "--ingest.redact"),
+    ],
+)
+def test_settings_of_logs_are_refused_where_none_are_read(data, tmp_path, section, value, flag):
+    with pytest.raises(ConfigError, match=f"{flag} says how logs become transitions"):
+        OfflineTrainer(TrainCortexJob(transitions=data, out=str(tmp_path / "out"), **{section: value})).train()
+
+
 # What cannot be trained on
 
 
@@ -304,6 +316,11 @@ def set_value(column, value):
     return lambda columns: columns[column].__setitem__(7, value)
 
 
+def reward_before_the_end(columns):
+    at = columns["terminateds"].index(False)
+    columns["rewards_raw"][at], columns["rewards"][at] = 1.5, 0.015
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -312,6 +329,8 @@ def set_value(column, value):
         (lambda c: set_obs(c, FEATURE_INDEX["risk"], 1.7), "a feature outside its bounds, first at row 7: risk is 1.7"),
         (set_value("rewards_raw", 1e6), "a reward outside -202 to 2, .* row 7: 1000000.0"),
         (set_value("rewards_raw", float("nan")), "a reward outside"),
+        (set_value("rewards_raw", -50.0), "a reward that neither a step nor an end can have, first at row 7: -50"),
+        (reward_before_the_end, "a reward that neither a step nor an end can have, first at row"),
         (set_value("rewards", 0.7), "rewards that are not 0.01 of rewards_raw, first at row 7"),
         (set_value("action_prob", 0.0), "an action_prob that is not the behavior probability"),
         (set_value("actions", 17), "an action outside 0 to 5|an action_prob"),
@@ -335,6 +354,32 @@ def test_transitions_of_another_version_are_refused(data, tmp_path):
         train(other, tmp_path / "out")
     with pytest.raises(InputError, match="no finished dataset"):
         train(str(tmp_path), tmp_path / "out")
+
+
+def test_a_dataset_from_before_failure_penalties_could_be_set_is_as_good_as_ever(data, tmp_path):
+    old = rewrite(data, tmp_path / "data", lambda columns: None)
+    record = read_dataset_record(data)
+    del record["failure_penalty"]
+    storage.write_json(str(tmp_path / "data" / "transitions" / "dataset.json"), record)
+    assert train(old, tmp_path / "out", "bc").record["failure_penalty"] == 100
+    found = [evaluate_transitions(uri, HeuristicPolicy()).report.screen.value_low for uri in (old, data)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("penalty", ["much", True, 0, -1.0, None])
+def test_a_failure_penalty_that_is_none_is_one_clear_error(data, tmp_path, penalty):
+    damaged = rewrite(data, tmp_path / "data", lambda columns: None)
+    place = str(tmp_path / "data" / "transitions" / "dataset.json")
+    storage.write_json(place, read_dataset_record(data) | {"failure_penalty": penalty})
+    for use in (
+        lambda: train(damaged, tmp_path / "out", "bc"),
+        lambda: evaluate_transitions(damaged, HeuristicPolicy()),
+    ):
+        with pytest.raises(InputError, match=f"dataset.json: failure_penalty is {penalty!r}, not a number above 0"):
+            use()
+    storage.write_json(place, [])
+    with pytest.raises(InputError, match=r"dataset.json is no record of a dataset"):
+        train(damaged, tmp_path / "out", "bc")
 
 
 def drop_split(data: str, out: Path, split: str) -> str:
@@ -436,6 +481,8 @@ def test_a_dataset_with_another_failure_penalty_is_trained_and_evaluated_in_its_
     report = train(cheap, tmp_path / "out", "cql")
     manifest = json.loads((tmp_path / "out" / "policy" / "manifest.json").read_text())
     assert manifest["reward_scale"] == 0.5
+    assert report.record["failure_penalty"] == 2.0
+    assert "a failure about −2." in (tmp_path / "out" / "training" / "index.html").read_text()
     assert -4 < report.record["metrics"]["validation_value"] < 2
     screen = evaluate_transitions(cheap, HeuristicPolicy()).report.screen
     assert find_return_range(2.0)[0] < screen.value_low < screen.value_high <= 2

@@ -12,7 +12,7 @@ A run becomes an episode of what its log shows, and nothing else:
   monitor's rules.
 - Cost and time are charged to the attempts in equal parts, as far as the log or the settings give both the amount and
   its limit; where they do not, they count 0, and the run is counted under `assumed`. That is at most 1 each, of a
-  reward in which success outweighs failure by 100.
+  reward in which success outweighs failure by 2 + the failure penalty.
 - Nobody's probabilities are known: `action_prob` is null, so no off-policy estimate can use these episodes.
 
 Refused, with one of the reasons of `REFUSALS`: what has no outcome, what several models did in an unknown order, and

@@ -236,7 +236,10 @@ class Store:
             try:
                 artefact = load_artefact(str(place))
             except PolicyError as error:
-                raise PolicyError(f"{version} of the registry {self.uri} cannot be used: {error}") from None
+                with store_errors(self.uri, "read"):
+                    kept = f"{self.client.get_run(version.run_id).info.artifact_uri}/{_FOLDER}"
+                told = str(error).replace(str(place), kept)  # not the copy, which is gone when this is read
+                raise PolicyError(f"{version} of the registry {self.uri} cannot be used: {told}") from None
         found = (artefact.content_hash, artefact.manifest.manifest_hash)
         if found != (version.content_hash, version.manifest_hash):
             raise PolicyError(

@@ -33,6 +33,7 @@ from celr_ray.cortex.state import SCHEMA_HASH
 from celr_ray.cortex.training_log import NO_REGISTRY, check_registry, is_asked_for, register_training
 from celr_ray.cortex.training_page import write_training_page
 from celr_ray.cortex.transition_check import SplitFacts, check_transitions
+from celr_ray.cortex.transitions import find_failure_penalty
 from celr_ray.cortex.trial_runner import run_trials
 from celr_ray.cortex.trials import Trial, TrialData, list_trials, policy_uri
 from celr_ray.errors import ConfigError, InputError, PolicyError
@@ -92,6 +93,7 @@ class _Training:
         facts: what the splits hold.
         is_cold: too few logs: the heuristic is cloned.
         blind: why no trial can be evaluated; empty = one may be.
+        failure_penalty: what the rewards charge for a failure.
     """
 
     data: TrialData
@@ -99,6 +101,7 @@ class _Training:
     facts: dict[str, SplitFacts]
     is_cold: bool
     blind: str
+    failure_penalty: float
 
 
 class OfflineTrainer:
@@ -121,7 +124,8 @@ def run_train_cortex(job: TrainCortexJob) -> TrainingReport:
     """Train a policy, or finish a training that was interrupted.
 
     Raises:
-        ConfigError: neither logs nor transitions were given, or both; or nothing to try for the algorithm.
+        ConfigError: neither logs nor transitions were given, or both; settings of logs with transitions; or nothing to
+            try for the algorithm.
         InputError: the logs hold no usable episode, or the transitions are damaged.
         PolicyError: the transitions cannot be trained on, or the registry cannot be used; a policy that was trained
             before stands in OUT/policy.
@@ -130,6 +134,7 @@ def run_train_cortex(job: TrainCortexJob) -> TrainingReport:
     started = time.monotonic()
     if bool(job.logs) == (job.transitions is not None):
         raise ConfigError("give --logs (what agents did), or --transitions (a finished dataset), and not both")
+    _check_sections(job)
     check_run_folder(job.out, must_exist=False)
     with run_lock(job.out):
         unregistered = check_registry(job)
@@ -157,9 +162,26 @@ def run_train_cortex(job: TrainCortexJob) -> TrainingReport:
     )
 
 
+def _check_sections(job: TrainCortexJob) -> None:
+    """Refuse settings of the reading of logs where none are read: they would be ignored.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if job.transitions is None:
+        return
+    for section, settings in (("dataset", job.dataset), ("ingest", job.ingest)):
+        for name in sorted(settings.model_fields_set):
+            raise ConfigError(
+                f"--{section}.{name.replace('_', '-')} says how logs become transitions, and those of --transitions "
+                "are made already: leave it out, or set it where they are made (--logs, or celr-ray bank replay)"
+            )
+
+
 def _settings(job: TrainCortexJob) -> dict[str, Any]:
-    """Return the job as JSON, without the registry's address, which may hold a password."""
-    return job.model_dump(mode="json", exclude={"registry"})
+    """Return the job as JSON, without the registry's address, which may hold a password, and what is not used."""
+    unused = set() if job.transitions is None else {"dataset", "ingest"}
+    return job.model_dump(mode="json", exclude={"registry", *unused})
 
 
 def _make_dataset(job: TrainCortexJob) -> tuple[str, list[StageReport]]:
@@ -188,7 +210,7 @@ def _plan_training(job: TrainCortexJob, uri: str) -> _Training:
         _logger.warning("%s", _explain_cold_start(job, n_episodes))
     elif not facts["train"].n_rows:
         raise InputError(
-            f"the train split of {uri} has no transitions: give logs of more tasks, or a smaller "
+            f"the train split of {uri} has no transitions: give logs of more tasks, or make the dataset with a smaller "
             "--dataset.validation-fraction"
         )
     elif blind and job.algorithm == "auto":
@@ -200,7 +222,7 @@ def _plan_training(job: TrainCortexJob, uri: str) -> _Training:
     data = TrialData(
         uri, job.out, job.name, found["data_hash"], parent, found["reward_scale"], job.train, job.escalation
     )
-    return _Training(data, trials, facts, is_cold, blind)
+    return _Training(data, trials, facts, is_cold, blind, find_failure_penalty(uri, found))
 
 
 def _find_blindness(facts: Mapping[str, SplitFacts]) -> str:
@@ -274,6 +296,7 @@ def _choose(
         "trial": trial.name,
         "content_hash": artefact.content_hash,
         "data_hash": training.data.data_hash,
+        "failure_penalty": training.failure_penalty,
         "splits": {name: vars(split) for name, split in training.facts.items()},
         "is_cold_start": training.is_cold,
         "reason": choice.reason,

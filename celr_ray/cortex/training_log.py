@@ -84,6 +84,7 @@ def register_training(
                 "algorithm": record["algorithm"],
                 "trial": record["trial"],
                 "data_hash": record["data_hash"],
+                "failure_penalty": record["failure_penalty"],
                 **job.train.model_dump(mode="json"),
             },
             metrics=record["metrics"],

@@ -18,15 +18,15 @@ _STYLE = (
 
 _SIGNS = {"alpha": "α", "expectile": "τ", "beta": "β"}
 _CAUTION = (
-    "<p>Values are raw rewards in budgets of a task: a success earns about 2, a failure costs the penalty that the "
-    "dataset was made with (100 by default). The best of many estimates is too high by chance: these figures choose, "
-    "they prove nothing. A gate on other tasks does.</p>"
+    "<p>Values are raw rewards in budgets of a task: a success earns about 2, a failure about −{penalty:g}. The best "
+    "of many estimates is too high by chance: these figures choose, they prove nothing. A gate on other tasks does.</p>"
 )
 
 
 def write_training_page(uri: str, record: Mapping[str, Any]) -> None:
     """Write the page; without plotly, the tables alone."""
     trials = record["trials"]
+    caution = _CAUTION.format(penalty=record["failure_penalty"])
     title = f"Training of {html.escape(record['name'])}"
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
@@ -37,7 +37,7 @@ def write_training_page(uri: str, record: Mapping[str, Any]) -> None:
     if record["is_cold_start"]:
         parts.append("<p><b>Cold start:</b> too few logs to learn from; this policy is a clone of the heuristic.</p>")
     else:
-        parts += ["<h2>On held-out tasks</h2>", _CAUTION, _plot_scores(record), _make_table(record)]
+        parts += ["<h2>On held-out tasks</h2>", caution, _plot_scores(record), _make_table(record)]
     parts += [_list_metrics(record["metrics"]), "<h2>Losses</h2>", *_plot_all_curves(trials), "</main></html>"]
     storage.write_bytes(uri, "\n".join(parts).encode())
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from celr_ray.cortex.actions import ACTIONS, N_ACTIONS, BoolArray
+from celr_ray.cortex.actions import ACTIONS, N_ACTIONS, BoolArray, FloatArray
 from celr_ray.cortex.algorithms.columns import COLUMNS, look_through
-from celr_ray.cortex.reward import find_return_range, find_reward_scale
+from celr_ray.cortex.reward import UNSAFE_PENALTY, find_return_range, find_reward_scale
 from celr_ray.cortex.state import FEATURES, N_FEATURES, SCHEMA_HASH
-from celr_ray.cortex.transitions import Transitions, iter_transitions
+from celr_ray.cortex.transitions import Transitions, find_failure_penalty, iter_transitions
 from celr_ray.errors import InputError, PolicyError
 
 __all__ = ["SplitFacts", "check_transitions"]
@@ -52,25 +52,24 @@ def check_transitions(uri: str, record: Mapping[str, Any]) -> dict[str, SplitFac
         What `train` and `validation` hold; a split without rows is empty, which is no error here.
 
     Raises:
-        InputError: a file is damaged, or no table of transitions.
+        InputError: a file or the record is damaged, or no table of transitions.
         PolicyError: the states are of another version of this package, or a row cannot be trained on.
     """
-    _check_record(uri, record)
+    failure_penalty = find_failure_penalty(uri, record)
+    _check_record(uri, record, find_reward_scale(failure_penalty))
     found = {}
     for split in ("train", "validation"):
         facts = found[split] = SplitFacts()
         if not record["transitions"].get(split):
             continue
         try:
-            look_through(_iter_columns(uri, split, facts, record["failure_penalty"]), N_ACTIONS)
+            look_through(_iter_columns(uri, split, facts, failure_penalty), N_ACTIONS)
         except PolicyError as error:
             raise PolicyError(f"{uri}, split {split}: {error}") from None
     return found
 
 
-def _check_record(uri: str, record: Mapping[str, Any]) -> None:
-    penalty = record.get("failure_penalty")
-    scale = find_reward_scale(penalty) if isinstance(penalty, (int, float)) and penalty > 0 else "of a failure_penalty"
+def _check_record(uri: str, record: Mapping[str, Any], scale: float) -> None:
     found = (record.get("schema_hash"), record.get("actions"), record.get("reward_scale"))
     wanted = (SCHEMA_HASH, list(ACTIONS), scale)
     for name, stated, ours in zip(("schema_hash", "actions", "reward_scale"), found, wanted, strict=True):
@@ -130,6 +129,10 @@ def _check_rows(batch: Transitions, is_known: BoolArray, offset: int, failure_pe
                 ~((batch.rewards_raw >= low - _ROUNDING) & (batch.rewards_raw <= high + _ROUNDING)),
                 batch.rewards_raw,
             ),
+            "a reward that neither a step nor an end can have": (
+                ~_is_reward(batch.rewards_raw, batch.terminateds, failure_penalty),
+                batch.rewards_raw,
+            ),
             f"rewards that are not {scale:g} of rewards_raw": (wrong_scale, batch.rewards),
             "a feature outside its bounds": (outside.any(axis=1), outside.argmax(axis=1)),
             "an action_prob that is not the behavior probability of the action, or 0": (
@@ -148,3 +151,14 @@ def _check_rows(batch: Transitions, is_known: BoolArray, offset: int, failure_pe
                 f"{int(bad.sum())} transitions have {what}, first at row {offset + at}: {shown}. Nothing was trained; "
                 "mend the data set or build it anew"
             )
+
+
+def _is_reward(rewards: FloatArray, ends: BoolArray, failure_penalty: float) -> BoolArray:
+    """Tell which rewards [N] there can be: −2 to 0 of a step, and at an end [N] that and what the outcome is worth.
+
+    A success adds 1 to 2, a safe failure 0 to 1 less the penalty, an unsafe run `UNSAFE_PENALTY` less than that.
+    """
+    found = (rewards >= -2 - _ROUNDING) & (rewards <= np.where(ends, 2.0, 0.0) + _ROUNDING)
+    for penalty in (failure_penalty, failure_penalty + UNSAFE_PENALTY):
+        found |= ends & (rewards >= -2 - penalty - _ROUNDING) & (rewards <= 1 - penalty + _ROUNDING)
+    return np.asarray(found)

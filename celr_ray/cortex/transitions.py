@@ -5,7 +5,7 @@ Works for states of any D features and A actions: both are read from the files' 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ from celr_ray import storage
 from celr_ray.core.episodes import hash_text
 from celr_ray.cortex.actions import BoolArray, FloatArray, IntArray
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes
+from celr_ray.cortex.reward import FAILURE_PENALTY
 from celr_ray.errors import InputError, PolicyError
 
 __all__ = [
     "Transitions",
     "dataset_record_uri",
+    "find_failure_penalty",
     "iter_row_batches",
     "iter_transitions",
     "list_parts",
@@ -115,12 +117,33 @@ def read_dataset_record(uri: str) -> dict[str, Any]:
     """Return dataset.json: `data_hash`, counts, features, actions, scale.
 
     Raises:
-        InputError: there is none: the dataset was never finished.
+        InputError: there is none: the dataset was never finished; or it is damaged.
     """
-    if storage.stat(dataset_record_uri(uri)) is None:
+    place = dataset_record_uri(uri)
+    if storage.stat(place) is None:
         raise InputError(f"{uri} holds no finished dataset (no transitions/dataset.json)")
-    record: dict[str, Any] = storage.read_json(dataset_record_uri(uri))
+    record = storage.read_json(place)
+    if not isinstance(record, dict):
+        raise InputError(f"{place} is no record of a dataset: it holds no object. Make the dataset anew")
     return record
+
+
+def find_failure_penalty(uri: str, record: Mapping[str, Any]) -> float:
+    """Return what the rewards of a dataset charge for a failure; before that was a setting it was `FAILURE_PENALTY`.
+
+    Args:
+        uri: folder of the dataset, for the message.
+        record: its dataset.json.
+
+    Raises:
+        InputError: the record holds something else than a number above 0.
+    """
+    stated = record.get("failure_penalty", FAILURE_PENALTY)
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < np.inf:
+        raise InputError(
+            f"{dataset_record_uri(uri)}: failure_penalty is {stated!r}, not a number above 0. Make the dataset anew"
+        )
+    return float(stated)
 
 
 def list_parts(uri: str, split: str = "train") -> list[str]:

@@ -30,9 +30,10 @@ from celr_ray.cortex.evaluation.episode_values import (
 from celr_ray.cortex.evaluation.estimators import OpeReport, make_report
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes
 from celr_ray.cortex.policy import Policy
-from celr_ray.cortex.reward import FAILURE_PENALTY, RETURN_RANGE, find_return_range
+from celr_ray.cortex.reward import RETURN_RANGE, find_return_range
 from celr_ray.cortex.transitions import (
     dataset_record_uri,
+    find_failure_penalty,
     iter_row_batches,
     list_parts,
     read_dataset_record,
@@ -89,7 +90,7 @@ def evaluate_transitions(
         on_ray: None = where the input is large, or on a cluster.
 
     Raises:
-        InputError: there are no transitions.
+        InputError: there are no transitions, or the dataset's record is damaged.
         PolicyError: no episode has known probabilities, or the policy gives none.
     """
     runtime = runtime or RuntimeConfig()
@@ -122,7 +123,7 @@ def _find_return_range(uri: str) -> tuple[float, float]:
     """Return the range of a dataset's rewards; a folder of parts has those of `cortex.reward` as they are."""
     if storage.stat(dataset_record_uri(uri)) is None:
         return RETURN_RANGE
-    return find_return_range(read_dataset_record(uri).get("failure_penalty", FAILURE_PENALTY))
+    return find_return_range(find_failure_penalty(uri, read_dataset_record(uri)))
 
 
 def _add(sums: PartSums | None, more: PartSums | None) -> PartSums | None:
