@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +179,30 @@ def test_the_environment_is_empty_and_hashes_are_equal(scene: Scene, monkeypatch
     reasons = {scene.run(source, "assert not f(), f()").reason for _ in range(2)}
     assert len(reasons) == 1
     assert "True" not in reasons.pop()
+
+
+def test_a_caller_that_is_killed_leaves_nothing_running(scene: Scene) -> None:
+    program = (
+        "import sys, tempfile; from celr_ray.core.sandbox import run_python; tempfile.tempdir = sys.argv[1]\n"
+        "run_python('while True: pass', 'assert True', time_limit_s=60, layers=sys.argv[2].split(','))"
+    )
+    folder = str(scene.work)
+    with subprocess.Popen([sys.executable, "-c", program, folder, ",".join(scene.layers)]) as caller:
+        try:
+            assert wait_for(lambda: len(scene.survivors()) > 2), "caller, launcher and worker"
+        finally:
+            caller.kill()
+    assert wait_for(lambda: not scene.survivors())
+    for left in scene.work.iterdir():
+        left.rmdir()
+
+
+def wait_for(is_so: Callable[[], bool]) -> bool:
+    """Wait up to 20 s."""
+    deadline = time.monotonic() + 20
+    while not (so := is_so()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return so
 
 
 def test_the_share_of_passed_tests_is_counted() -> None:

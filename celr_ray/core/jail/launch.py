@@ -48,6 +48,7 @@ class Order:
 
 def main(arguments: list[str]) -> None:
     """Run one order and write its outcome; an error here is a defect of the sandbox and ends with a traceback."""
+    kernel.die_with_parent()  # a caller that is killed leaves nothing running
     sys.dont_write_bytecode = True  # from here on: the launcher's own modules may be cached
     order = Order(arguments)
     source = _read(order.n_source)
