@@ -151,6 +151,15 @@ def test_censored_episodes_never_help():
     assert report.verdict is not GateVerdict.PASS
 
 
+def test_the_runtimes_caps_hold_in_replays_too(bank_folder, tmp_path):
+    words = gate_words(
+        tmp_path / "out", bank_folder, "heuristic", "--gate.max-tasks", "60", "--champion", "always-cheap"
+    )
+    assert main([*words, "--execute.limits.decisions", "2"]) in (3, 4)
+    rows = pq.read_table(tmp_path / "out" / RESULTS)
+    assert max(rows["n_decisions"].to_pylist()) == 2
+
+
 def test_a_success_that_comes_too_late_is_none():
     bank = practice_bank()
     place = bank.tasks.schema.get_field_index("time_limit_s")
@@ -236,6 +245,8 @@ def test_exit_codes(bank_folder, tmp_path, capsys):
     assert main(gate_words(tmp_path / "no", str(tmp_path / "nothing"), "heuristic")) == 2
     assert main(gate_words(tmp_path / "no", bank_folder, "heuristic", "--promote")) == 2
     assert "registered candidate" in capsys.readouterr().err
+    assert main(gate_words(tmp_path / "no", str(tmp_path / "nothing"), "heuristic")) == 2
+    assert "neither a bank nor a file of tasks" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

@@ -88,9 +88,13 @@ def _find_suite(job: GateJob) -> Suite:
     if storage.is_directory(job.suite):
         if job.tiers is not None:
             raise ConfigError("--tiers: a bank is replayed; only a file of tasks is run on tiers")
-        return BankSuite(job.suite, job.gate, job.execute.escalation)
+        return BankSuite(job.suite, job.gate, job.execute.escalation, job.execute.limits)
+    if storage.stat(job.suite) is None:
+        raise ConfigError(f"--suite: there is neither a bank nor a file of tasks at {job.suite}")
     if job.tiers is None:
         raise ConfigError(f"--tiers is missing: {job.suite} is no folder of a bank, so its tasks are to be run")
+    if job.execute.limit is not None:
+        raise ConfigError("--execute.limit: how many tasks a gate uses is --gate.max-tasks")
     execute = job.execute.model_copy(update={"concurrency": job.concurrency})
     return LiveSuite(job.suite, job.tiers, execute, job.gate)
 

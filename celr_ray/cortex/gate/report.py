@@ -210,7 +210,7 @@ def _estimate(
     is_better = name.startswith(("more", "cheaper"))
     margin = 0.0 if is_better else config.success_margin
     ratio = 1.0 if is_better else config.cost_ratio
-    rule = f"cost − {ratio:g} × {base}'s < 0" if is_cost else f"success − {base}'s > {-margin:g}"
+    rule = f"cost − {ratio:g} × {base}'s < 0" if is_cost else f"success − {base}'s > {0 - margin:g}"
     column = "cost_usd" if is_cost else "success"
     new, old = criteria.values("candidate", column), criteria.values(base, column)
     if not len(new) or not np.isfinite(new).all() or not np.isfinite(old).all():

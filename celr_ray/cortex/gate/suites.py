@@ -7,14 +7,14 @@ needs in `open`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from celr_ray.core.episodes import TaskColumns
+from celr_ray.core.episodes import Limits, TaskColumns
 from celr_ray.core.escalation import EscalationConfig, HeuristicPolicy
 from celr_ray.cortex.actions import FloatArray
 from celr_ray.cortex.evaluation.bank import Bank, load_bank
@@ -96,11 +96,13 @@ class BankSuite:
         bank: a bank, or the URI of one.
         config: split, replays, seed and rules of the replay.
         escalation: where ESCALATE leads, and thresholds of the heuristic.
+        limits: the runtime's caps.
     """
 
     bank: Bank | str
     config: GateConfig
     escalation: EscalationConfig
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def is_local(self) -> bool:
@@ -128,6 +130,7 @@ class BankSuite:
             is_context_free=config.is_context_free,
             verifier=config.verifier,
             escalation=self.escalation,
+            limits=self.limits,
         )
 
     def _find_cap(self) -> float | None:
