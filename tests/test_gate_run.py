@@ -307,6 +307,33 @@ def test_a_pass_promotes_and_is_no_evidence_against_another_champion(registry, b
     assert main(["policy", "promote", "won@1", "--registry", registry, "--evidence", evidence]) == 0
 
 
+def test_a_champion_that_changes_during_a_gate_stops_its_promotion(bank_folder, tmp_path, capsys, monkeypatch):
+    registry = str(tmp_path / "registry")
+    opened = PolicyRegistry(registry)
+    save_artefact(str(tmp_path / "artefact"), sample_artefact())
+    opened.log_training("moved", str(tmp_path / "artefact"))
+    anchor = opened.resolve("moved@anchor").content_hash
+    opened.promote("moved", 2, expected_champion=anchor, force="test")
+    save_artefact(str(tmp_path / "other"), sample_artefact(seed=7))
+    third = opened.log_training("moved", str(tmp_path / "other"))
+    run = PromotionGate.run
+
+    def run_while_another_promotes(*arguments, **more):
+        report = run(*arguments, **more)
+        opened.promote(
+            "moved", third.version, expected_champion=opened.resolve("moved@champion").content_hash, force="meanwhile"
+        )
+        return report
+
+    monkeypatch.setattr(PromotionGate, "run", run_while_another_promotes)
+    words = gate_words(tmp_path / "out", bank_folder, "moved@1", "--registry", registry, "--promote")
+    assert main(words) == 2
+    assert "champion" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / REPORT).read_text())["verdict"] == "PASS"
+    assert opened.resolve("moved@champion").version == third.version
+    assert opened.history("moved").events[-1].event == "gate"
+
+
 # Live
 
 

@@ -79,12 +79,21 @@ def _draw_role(role: str, rows: Sequence[Mapping[str, Any]]) -> go.Scatter | Non
         error_y=_error_bars(points, "success", colour),
         mode="markers" if role in ("champion", "anchor") else "markers+text",
         text=["<br>".join(names) for names in named.values()] if role != "candidate" else ["candidate"],
-        textposition="top right" if role == "candidate" else "bottom right",
+        textposition="top right" if role == "candidate" else _place_labels([x for x, _ in named]),
         textfont={"size": 11},
         marker={"color": colour, "symbol": symbol, "size": size},
         customdata=[", ".join(names) for names in named.values()],
         hovertemplate="%{customdata}: %{y:.1%} at $%{x:.4g}<extra>" + role + "</extra>",
     )
+
+
+def _place_labels(costs: Sequence[float]) -> list[str]:
+    """Return where labels stand: right of the cheaper half and of the dearest, else left, by turns above and below."""
+    order = sorted(costs)
+    middle = (order[0] + order[-1]) / 2
+    left = [cost for cost in order[:-1] if cost > middle]
+    sides = {cost: f"{('top', 'bottom')[number % 2]} left" for number, cost in enumerate(left)}
+    return [sides.get(cost, "bottom right") for cost in costs]
 
 
 def _error_bars(points: Sequence[Mapping[str, Any]], name: str, colour: str) -> dict[str, Any]:

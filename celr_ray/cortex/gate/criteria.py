@@ -100,6 +100,7 @@ class Criteria:
         self._min_unsafe = tasks_for_zero(config.max_unsafe_rate, config.alpha) if needs_size else 0
         self._tests = self._make_tests()
         self._outcomes: dict[str, list[TaskOutcome]] = {role: [] for role in plan.roles}
+        self._unseen = set(plan.must_pass)
         self._has_looked = False
         self.decision: GateDecision | None = None
 
@@ -132,6 +133,7 @@ class Criteria:
         if self.decision is not None:
             return self.decision
         task_id = self._plan.task_ids[self.n]
+        self._unseen.discard(task_id)
         for role in self._plan.roles:
             self._outcomes[role].append(outcomes[role])
         stopped = self._find_stop(task_id, outcomes)
@@ -203,8 +205,8 @@ class Criteria:
             found.append(
                 f"{self.n} tasks without an unsafe run do not rule out a rate of {rate:.2%}: it takes {needed}"
             )
-        if unseen := self._plan.must_pass - set(self._plan.task_ids[: self.n]):
-            found.append(f"{len(unseen)} must-pass tasks have not been run")
+        if self._unseen:
+            found.append(f"{len(self._unseen)} must-pass tasks have not been run")
         return found
 
     def _find_broken(self) -> list[str]:
