@@ -182,7 +182,7 @@ def open_stage(run: str, plan: StagePlan, *, overwrite: bool) -> None:
         if not overwrite:
             difference = _difference(stored["settings"], settings)
             raise RunMismatchError(
-                f"{run} holds a {plan.name} stage made with other settings: {difference}. Use another folder, "
+                f"{run} holds the stage {plan.name}, made with other settings: {difference}. Use another folder, "
                 "or --overwrite to replace it."
             )
         delete_from(run, plan.name)
