@@ -46,6 +46,12 @@ def test_an_unchanged_policy_never_passes():
         assert "better" in decision.reasons[0]
 
 
+def test_a_saving_that_is_rounding_is_none():
+    champion = simulate(3, 600)["champion"]
+    decision = decide(CONFIG, {"candidate": (champion[0], champion[1] * (1 - 2**-50)), "champion": champion})
+    assert decision.verdict is GateVerdict.INCONCLUSIVE
+
+
 def test_a_worse_or_dearer_candidate_fails_early():
     figures = simulate(4, 600)
     lazy = {**figures, "candidate": (np.zeros(600), np.zeros(600))}

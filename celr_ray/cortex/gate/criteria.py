@@ -173,7 +173,8 @@ class Criteria:
         self._tests[NEEDED[0]].update(new.success - old.success)
         self._tests[NEEDED[2]].update(self._config.cost_ratio * old.cost_usd - new.cost_usd)
         self._tests[EITHER[0]].update(new.success - old.success)
-        self._tests[EITHER[1]].update(old.cost_usd - new.cost_usd)
+        saved = old.cost_usd - new.cost_usd
+        self._tests[EITHER[1]].update(saved if abs(saved) > _ROUNDING * old.cost_usd else 0.0)
         if NEEDED[1] in self._tests:
             self._tests[NEEDED[1]].update(new.success - outcomes["anchor"].success)
 
