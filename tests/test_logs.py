@@ -204,6 +204,32 @@ def test_plain_gz_and_zst_give_the_same_texts(tmp_path, demo_logs):
     assert all(rows == first for rows in others)
 
 
+@pytest.mark.parametrize("n_chars", [100, 20_000, 40_000, 400_000])
+@pytest.mark.parametrize("name", ["a.json", "a.log", "a", "a.json.gz", "a.json.zst"])
+def test_jsonl_is_recognised_by_its_lines_whatever_their_length_and_its_name(tmp_path, name, n_chars):
+    import pyarrow as pa
+
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x" * n_chars}]
+    data = "\n".join(json.dumps({"task_id": i, "messages": talk}) for i in range(3)).encode()
+    codec = {".gz": "gzip", ".zst": "zstd"}.get((tmp_path / name).suffix)
+    (tmp_path / name).write_bytes(pa.compress(data, codec, asbytes=True) if codec else data)
+    counts = ingest(tmp_path / "run", tmp_path / name).counts
+    assert (counts["rows_in"], counts["rows_out"]) == (3, 3)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("n_chars", [100, 100_000])
+def test_documents_are_no_jsonl(tmp_path, indent, end, n_chars):
+    talk = [{"role": "user", "content": "{}"}, {"role": "assistant", "content": "x" * n_chars}]
+    runs = [{"task_id": i, "messages": talk} for i in range(2)]
+    (tmp_path / "list.json").write_text(json.dumps(runs, indent=indent) + end)
+    (tmp_path / "lines.json").write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]" + end)
+    (tmp_path / "one.json").write_text(json.dumps(runs[0], indent=indent) + end)
+    counts = ingest(tmp_path / "run", *(tmp_path / f"{name}.json" for name in ("list", "lines", "one"))).counts
+    assert (counts["rows_in"], counts["rows_out"]) == (5, 5)
+
+
 def test_one_file_named_twice_is_read_once(tmp_path, demo_logs):
     path = demo_logs / "celr_benchmark.jsonl"
     assert ingest(tmp_path, path, path, demo_logs / "celr_*.jsonl").counts["rows_out"] == 46

@@ -159,6 +159,15 @@ def test_a_run_in_which_everything_was_rejected(tmp_path):
     assert "2 rejected" in read_report(tmp_path / "run")
 
 
+def test_secrets_of_rejected_records_are_not_shown(tmp_path):
+    key = "AKIA" + "Q7WERTYUIOPASDFG"
+    (tmp_path / "bad.jsonl").write_text(json.dumps({key: 1, "note": f"use {key}"}))
+    ingest(tmp_path / "run", tmp_path / "bad.jsonl")
+    text = read_report(tmp_path / "run")
+    assert key not in text
+    assert text.count("[REDACTED AWS Access Key]") >= 3
+
+
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(OutputError, match="holds no run"):
         run_report(str(tmp_path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ FOLDER = "atif"
 _COLUMNS = (*CelrRun.__struct_fields__, "trajectory_id", "model", "messages", "cost_usd")
 _LARGE_ROWS = 100_000
 _READ_ROWS = 256
+_WRITERS = 16
 _MAX_DEPTH = 64
 """Arguments nested deeper stay text: JSON readers have limits of their own, pydantic's at 200."""
 
@@ -167,14 +169,17 @@ def convert_unit(unit: Unit) -> Manifest:
     source = storage.join(run, "trajectories", part_name(index))
     table: pa.Table = storage.read_parquet(source, _COLUMNS)
     written = 0
-    for batch in table.to_batches(max_chunksize=_READ_ROWS):
-        for row in batch.to_pylist():
-            try:
-                document = make_document(row)
-            except RecordError as error:
-                raise InputError(f"{source}, trajectory {row['trajectory_id']}: {error}") from error
-            storage.write_json(storage.join(folder, f"{written:06d}.json"), document)
-            written += 1
+    with ThreadPoolExecutor(_WRITERS) as pool:  # each write waits for the disk or the network
+        for batch in table.to_batches(max_chunksize=_READ_ROWS):
+            documents = []
+            for row in batch.to_pylist():
+                try:
+                    documents.append(make_document(row))
+                except RecordError as error:
+                    raise InputError(f"{source}, trajectory {row['trajectory_id']}: {error}") from error
+            uris = [storage.join(folder, f"{written + i:06d}.json") for i in range(len(documents))]
+            list(pool.map(storage.write_json, uris, documents))
+            written += len(documents)
     return {"rows_in": table.num_rows, "rows_out": written, "rejected": 0}
 
 

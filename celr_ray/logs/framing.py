@@ -135,8 +135,11 @@ class _Blocks:
         self.error: str | None = None
 
     def peek(self) -> bytes:
+        """Return the first block; blocks without a line break are joined, up to 4 MiB."""
         if self._first is None:
             self._first = self._read()
+            while b"\n" not in self._first and len(self._first) < BLOCK_BYTES and (block := self._read()):
+                self._first += block
         return self._first
 
     def __iter__(self) -> Iterator[bytes]:
@@ -202,14 +205,17 @@ def _read_zstd(source: pa.NativeFile) -> Iterator[bytes]:
 
 
 def _looks_like_lines(head: bytes) -> bool:
-    """Guess from the first 64 KiB of a file of unknown extension whether it is JSONL.
+    """Guess from the first 64 KiB of a file of unknown extension, or 4 MiB if lines are long, whether it is JSONL.
 
-    A pretty-printed document has first lines that are no whole values; JSONL has almost only such lines.
+    A pretty-printed document has first lines that are no whole values; JSONL has almost only such lines. The last line
+    may go on beyond the sample: of it only the first character counts.
     """
-    lines = [line.strip() for line in head[:_HEAD_BYTES].split(b"\n")[:-1]]
+    sample = head[:_HEAD_BYTES]
+    *lines, last = [line.strip() for line in (sample if sample.count(b"\n") > 1 else head).split(b"\n")]
     lines = [line for line in lines if line]
     whole = sum(line[:1] == b"{" and line[-1:] == b"}" for line in lines)
-    return len(lines) > 1 and whole * 2 > len(lines)
+    n_lines = len(lines) + bool(last)
+    return n_lines > 1 and (whole + (last[:1] == b"{")) * 2 > n_lines
 
 
 def _iter_lines(blocks: _Blocks, part: FileRange, limit: int, counter: LineCounter) -> Iterator[Value]:

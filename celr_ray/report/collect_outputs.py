@@ -37,7 +37,8 @@ def collect_quarantine(run: str, n_rejected: int) -> QuarantineData:
         for row, n_bytes in iter_json_lines(uri, left):
             kind = row["reason"].split(":", 1)[0]
             kinds[kind] += 1
-            examples.setdefault(kind, row["reason"])
+            if kind not in examples:
+                examples[kind] = redact_text(row["reason"])[0]
             left -= n_bytes
             if len(first) < MAX_REJECTED:
                 beginning = redact_text(row["raw"])[0][:_BEGINNING_CHARACTERS]
