@@ -11,7 +11,7 @@ from typing import Any
 import atif
 import pytest
 
-from celr_ray.config import ExecuteJob
+from celr_ray.config import ExecuteJob, RuntimeConfig
 from celr_ray.core.clients import CallFailure
 from celr_ray.core.execute_stage import run_execute
 from celr_ray.core.execute_summary import describe, read_episodes, write_summary
@@ -417,7 +417,12 @@ def test_models_that_the_stage_opened_are_closed(tmp_path, monkeypatch, is_morta
     run(tmp_path, make_tasks(2), solve, out="other")
     clients = {name: Closing(name, say) for name in ("cheap", "strong")}
     monkeypatch.setattr("celr_ray.core.execute_stage.open_worker_clients", lambda job, ladder: clients)
-    job = ExecuteJob(tasks=str(tmp_path / "tasks.jsonl"), tiers=str(tmp_path / "tiers.yaml"), out=str(tmp_path / "out"))
+    job = ExecuteJob(
+        tasks=str(tmp_path / "tasks.jsonl"),
+        tiers=str(tmp_path / "tiers.yaml"),
+        out=str(tmp_path / "out"),
+        runtime=RuntimeConfig(executor="loop"),
+    )
     if is_mortal:
         with pytest.raises(ModelError, match="the engine died"):
             run_execute(job)
