@@ -372,6 +372,7 @@ EPISODE_SCHEMA = pa.schema(
         _required("final_tier", pa.int64()),
         _required("n_attempts", pa.int64()),
         _required("n_failed_calls", pa.int64()),
+        _required("n_outages", pa.int64()),
         _required("n_fallbacks", pa.int64()),
         _required("actions", pa.list_(pa.string())),
         _required("prompt_tokens", pa.int64()),
@@ -379,7 +380,7 @@ EPISODE_SCHEMA = pa.schema(
     ]
 )
 """One row for each task that was executed. A success of null = the task has no checker. n_fallbacks: decisions that the
-policy left to a simpler one."""
+policy left to a simpler one. n_outages: failed calls for which nothing that was sent is to blame."""
 
 BANK_TASK_SCHEMA = pa.schema(
     [

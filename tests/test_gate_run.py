@@ -18,6 +18,7 @@ from test_report import needs_browser, open_in_browser
 
 from celr_ray.cli import main
 from celr_ray.config import ExecuteConfig, RuntimeConfig
+from celr_ray.core.clients import CallFailure
 from celr_ray.core.escalation import AlwaysCheap, AlwaysStrong, HeuristicPolicy
 from celr_ray.cortex.artefact import save_artefact
 from celr_ray.cortex.evaluation.bank import Bank, make_bank, write_bank
@@ -369,6 +370,22 @@ def test_a_live_answer_that_comes_too_late_is_none(tmp_path):
     figures = report.document["figures"]["champion"]
     assert (figures["success"], figures["n_timed_out"]) == (0.0, report.document["n_tasks_used"])
     assert figures["cost_usd"] == pytest.approx(report.document["suite"]["cap_usd"])
+
+
+@pytest.mark.parametrize(("kind", "is_outage"), [("server", True), ("context", False)])
+def test_outages_of_a_live_provider_count_against_the_candidate_whoever_they_hit(tmp_path, kind, is_outage):
+    def fail(chat, seed):
+        return CallFailure("503", kind)
+
+    config = GateConfig(max_tasks=20)
+    suite = live_suite(tmp_path, config, cheap=solve, strong=fail)
+    cheap, strong = (
+        PromotionGate(config).run(candidate, champion, "heuristic", suite).document["figures"]
+        for candidate, champion in ((AlwaysCheap(), AlwaysStrong()), (AlwaysStrong(), AlwaysCheap()))
+    )
+    assert (cheap["champion"]["success"], strong["candidate"]["success"]) == (float(is_outage), 0.0)
+    assert (cheap["champion"]["n_censored"] > 0) is (strong["candidate"]["n_censored"] > 0) is is_outage
+    assert cheap["candidate"]["n_censored"] == 0
 
 
 def test_a_live_gate_fails_the_worse_and_the_broken(tmp_path):

@@ -19,7 +19,16 @@ from typing import Any, Literal, Protocol
 from celr_ray.core.models import Tier, TierLadder
 from celr_ray.errors import ConfigError
 
-__all__ = ["CallFailure", "Conversation", "FailureKind", "Generation", "Message", "ModelClient", "open_clients"]
+__all__ = [
+    "OUTAGES",
+    "CallFailure",
+    "Conversation",
+    "FailureKind",
+    "Generation",
+    "Message",
+    "ModelClient",
+    "open_clients",
+]
 
 Message = Mapping[str, Any]
 """A chat message with the keys of `schema.Message`; only role and content are sent."""
@@ -30,6 +39,9 @@ FailureKind = Literal["context", "engine", "timeout", "server", "connection", "r
 """context: prompt and answer exceed the window; engine: vLLM failed on this prompt; timeout, server (429, 5xx),
 connection: of an endpoint, after all retries; refused: by the chat template or the endpoint; malformed: the endpoint's
 reply cannot be read."""
+
+OUTAGES: frozenset[FailureKind] = frozenset(("engine", "timeout", "server", "connection", "malformed"))
+"""Failures that say something of the model's provider, not of what was sent."""
 
 
 @dataclass(frozen=True, slots=True)

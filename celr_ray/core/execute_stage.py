@@ -24,7 +24,7 @@ import pyarrow as pa
 from celr_ray import storage
 from celr_ray.config import ExecuteConfig, ExecuteJob
 from celr_ray.core.calls import Models
-from celr_ray.core.clients import ModelClient, count_gpus, open_clients
+from celr_ray.core.clients import OUTAGES, ModelClient, count_gpus, open_clients
 from celr_ray.core.episode_log import make_episode_document
 from celr_ray.core.episodes import EndReason, Episodes
 from celr_ray.core.executor import Results, run_episodes
@@ -322,7 +322,7 @@ def _count(results: Results, transcripts: Sequence[Transcript]) -> dict[str, Any
     """Count outcomes, for the manifest."""
     events = [event for transcript in transcripts for event in transcript.events]
     reasons = Counter(EndReason(int(reason)).name.lower() for reason in results.end_reason)
-    failures = Counter(event.failure.split(":")[0] for event in events if event.failure is not None)
+    failures = Counter(event.failure_kind for event in events if event.failure_kind is not None)
     return {
         "succeeded": int(np.nansum(results.success)),
         "without_checker": int(np.isnan(results.success).sum()),
@@ -360,6 +360,7 @@ def _make_table(transcripts: Sequence[Transcript], results: Results, episodes: E
         "final_tier": episodes.tier,
         "n_attempts": episodes.attempts.sum(axis=1),
         "n_failed_calls": [sum(event.failure is not None for event in t.events) for t in transcripts],
+        "n_outages": [sum(event.failure_kind in OUTAGES for event in t.events) for t in transcripts],
         "n_fallbacks": np.bincount(decisions.episode[find_fallbacks(policy, decisions.obs)], minlength=n),
         "actions": [[event.action for event in t.events] for t in transcripts],
         "prompt_tokens": tokens[0],

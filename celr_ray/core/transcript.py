@@ -37,6 +37,11 @@ class Event:
     check: CheckResult | None = None
     unsafe: tuple[str, ...] = ()
 
+    @property
+    def failure_kind(self) -> str | None:
+        """The failure in one word: a `FailureKind`, "empty" or "unreadable"."""
+        return None if self.failure is None else self.failure.split(":", 1)[0]
+
 
 @dataclass
 class Transcript:

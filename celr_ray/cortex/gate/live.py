@@ -210,7 +210,7 @@ class _Runner:
 
 
 def _gather(tables: Sequence[pa.Table], time_limits_s: Sequence[float]) -> dict[str, Any]:
-    """Return the columns of all replays, [n, R] each; the limits are [n]."""
+    """Return the columns of all replays, [n, R] each; the limits are [n]. An episode with an outage is censored."""
 
     def stack(read: Any) -> Any:
         return np.stack([np.asarray(read(table)) for table in tables], axis=1)
@@ -220,11 +220,12 @@ def _gather(tables: Sequence[pa.Table], time_limits_s: Sequence[float]) -> dict[
         for name in ("cost_usd", "seconds", "budget_usd", "unsafe", "n_fallbacks")
     }
     success = stack(lambda table: table["success"].cast(pa.float64()).to_numpy())
+    is_outage = stack(lambda table: table["n_outages"].to_numpy()) > 0
     return {
         **figures,
         "success": success,
-        "censored": np.zeros(success.shape, dtype=bool),
-        "timed_out": figures["seconds"] > np.asarray(time_limits_s)[:, None],
+        "censored": is_outage,
+        "timed_out": (figures["seconds"] > np.asarray(time_limits_s)[:, None]) & ~is_outage,
         "n_decisions": stack(lambda table: [len(actions) for actions in table["actions"].to_pylist()]),
         "end_reason": stack(lambda table: [int(EndReason[name]) for name in table["end_reason"].to_pylist()]),
     }

@@ -2,8 +2,8 @@
 
 A row is one episode of one role. A row that is missing, doubled or not finite is no result: nothing here fills it in.
 An episode that took longer than its time limit is a failure that spent the whole budget, whoever ran it. One that was
-censored (the records of a bank ran out) is bounded, against the candidate: its own count as failures that spent the
-whole budget, those of the others as successes at what they had spent.
+censored (the records of a bank ran out, a provider failed) is bounded, against the candidate: its own count as failures
+that spent the whole budget, those of the others as successes at what they had spent.
 """
 
 from __future__ import annotations
