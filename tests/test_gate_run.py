@@ -20,27 +20,31 @@ from celr_ray.cli import main
 from celr_ray.config import ExecuteConfig, RuntimeConfig
 from celr_ray.core.clients import CallFailure
 from celr_ray.core.escalation import AlwaysCheap, AlwaysStrong, HeuristicPolicy
+from celr_ray.cortex.actions import Action
 from celr_ray.cortex.artefact import save_artefact
 from celr_ray.cortex.evaluation.bank import Bank, make_bank, write_bank
 from celr_ray.cortex.evaluation.baselines import RetryThenEscalate
-from celr_ray.cortex.evaluation.loopholes import Broken
+from celr_ray.cortex.evaluation.loopholes import Broken, Insistent
 from celr_ray.cortex.gate import holes as holes_module
 from celr_ray.cortex.gate.criteria import GateVerdict
 from celr_ray.cortex.gate.holes import check_holes
 from celr_ray.cortex.gate.live import LiveSuite
 from celr_ray.cortex.gate.plan import make_plan
 from celr_ray.cortex.gate.results import hash_rows
+from celr_ray.cortex.gate.screen import screen_candidate
 from celr_ray.cortex.gate.settings import GateConfig
 from celr_ray.cortex.gate.stage import Workers
 from celr_ray.cortex.gate.suites import BankSuite
 from celr_ray.cortex.gatekeeper import PAGE, REPORT, RESULTS, PromotionGate
 from celr_ray.cortex.registry import PolicyRegistry
+from celr_ray.cortex.transitions import read_dataset_record
 from celr_ray.errors import InputError, PolicyError, RunMismatchError
 from celr_ray.report.gate_page import render_gate_page
 from celr_ray.stage import read_manifests
 from celr_ray.testing import FakeClient
 
 CONFIG = GateConfig(replays=4)
+GSM8K = str(Path(__file__).parents[1] / "examples/banks/gsm8k")
 
 
 @pytest.fixture(scope="module")
@@ -412,3 +416,34 @@ def test_live_suites_that_cannot_be_gated_are_refused(tmp_path):
 
 def live_suite_of(suite: LiveSuite) -> LiveSuite:
     return LiveSuite(suite.tasks, suite.tiers, suite.execute, suite.config, suite.clients)
+
+
+@pytest.fixture(scope="module")
+def random_logs(tmp_path_factory) -> str:
+    """Random decisions on the training questions of a real bank, as transitions."""
+    out = str(tmp_path_factory.mktemp("logs") / "replay")
+    assert main(["bank", "replay", "--bank", GSM8K, "--epsilon", "1", "--replays", "8", "--out", out]) == 0
+    return out
+
+
+def test_a_candidate_that_logs_prove_worse_is_rejected_before_any_task(random_logs, tmp_path):
+    gate = PromotionGate(GateConfig(), str(tmp_path / "out"), transitions=random_logs)
+    report = gate.run(Insistent("quitter", [Action.ABORT]), suite=GSM8K)
+    screen = report.document["screen"]
+    assert (report.verdict, screen["verdict"], screen["is_rejected"]) == (GateVerdict.FAIL, "REJECTED", True)
+    assert report.reasons[0].startswith("screen: the candidate is worse than the champion")
+    assert screen["data_hash"] == read_dataset_record(random_logs)["data_hash"]
+    assert report.document["n_tasks_used"] == 0
+    assert not list((tmp_path / "out" / "results").glob("*"))
+
+
+def test_logs_say_nothing_of_a_policy_that_begins_on_another_tier(random_logs):
+    runtime = RuntimeConfig(executor="loop")
+    for candidate, champion, role in (
+        (AlwaysStrong(), HeuristicPolicy(), "candidate"),
+        (AlwaysCheap(), AlwaysStrong(), "champion"),
+    ):
+        said = screen_candidate(random_logs, candidate, champion, runtime, alpha=0.05, seed=0)
+        assert (said["verdict"], said["is_rejected"]) == ("NOT_EVALUABLE", False)
+        assert f"cannot evaluate the {role}: " in said["reason"]
+        assert "begin on another tier" in said["reason"]

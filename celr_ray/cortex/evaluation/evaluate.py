@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ from celr_ray.cortex.evaluation.estimators import OpeReport, make_report
 from celr_ray.cortex.evaluation.logged import LoggedEpisodes
 from celr_ray.cortex.policy import Policy
 from celr_ray.cortex.reward import RETURN_RANGE, find_return_range
+from celr_ray.cortex.state import FEATURE_INDEX
 from celr_ray.cortex.transitions import (
     dataset_record_uri,
     find_failure_penalty,
@@ -95,6 +96,7 @@ def evaluate_transitions(
     """
     runtime = runtime or RuntimeConfig()
     parts = list_parts(uri, split)
+    has_tiers = storage.stat(dataset_record_uri(uri)) is not None
     if on_ray is None:
         stats = [storage.stat(part) for part in parts]
         on_ray = uses_ray(runtime, is_large=sum(stat.size_bytes for stat in stats if stat) > _LARGE_BYTES)
@@ -102,7 +104,7 @@ def evaluate_transitions(
 
     sums, n_transitions, n_unknown = None, 0, 0
     for found in _run_in_order(
-        f"{policy.name}: weights", units, partial(_sum_unit, policy, n_folds, seed), runtime, on_ray
+        f"{policy.name}: weights", units, partial(_sum_unit, policy, n_folds, seed, has_tiers), runtime, on_ray
     ):
         sums = _add(sums, found["sums"])
         n_transitions += found["rows_in"]
@@ -149,12 +151,20 @@ def _use(run_unit: UnitFunction) -> UnitFunction:
     return run_unit
 
 
-def _sum_unit(policy: Policy, n_folds: int, seed: int, unit: Unit) -> Manifest:
-    """Make the first pass over one part."""
+def _sum_unit(policy: Policy, n_folds: int, seed: int, has_tiers: bool, unit: Unit) -> Manifest:
+    """Make the first pass over one part; `has_tiers`: its states are those of `cortex.state`."""
     sums, counts = None, Counter[str]()
     for log in iter_logged_episodes(unit["part"], counts):
-        sums = _add(sums, sum_part(log, _decide(policy, log), n_folds=n_folds, seed=seed))
+        found = sum_part(log, _decide(policy, log), n_folds=n_folds, seed=seed)
+        n_elsewhere = _count_elsewhere(policy, log) if has_tiers else 0
+        sums = _add(sums, replace(found, n_unsupported=found.n_unsupported + n_elsewhere))
     return {"index": unit["index"], "sums": sums, "rows_in": counts["rows"], "n_unknown": counts["unknown"]}
+
+
+def _count_elsewhere(policy: Policy, log: LoggedEpisodes) -> int:
+    """Count the episodes that began on another tier than the policy does: a first RECURSE called another model."""
+    name, wanted = ("tier", 0.0) if policy.start_tier == 0 else ("is_strongest", 1.0)
+    return int((log.obs[log.t == 0, FEATURE_INDEX[name]] != wanted).sum())
 
 
 def _value_unit(policy: Policy, fits: Fits, unit: Unit) -> Manifest:

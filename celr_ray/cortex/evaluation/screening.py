@@ -44,7 +44,8 @@ class Diagnostics:
         mean_weight: must be near 1.
         mean_weight_z: its distance from 1 in standard errors. Beyond 3, either the logged probabilities are not those
             that acted, or (below 1) the weights that matter are too rare to have been seen.
-        n_unsupported: decisions where the policy might do what the behavior policy never does.
+        n_unsupported: decisions where the policy might do what the behavior policy never does, or episodes that it
+            would have begun on another tier.
         problems: why the policy is not evaluable; empty = it is.
     """
 
@@ -136,7 +137,9 @@ def diagnose_weights(w: FloatArray, is_cut: BoolArray, n_unsupported: int) -> Di
     share = float(w.max()) / total if total > 0 else 1.0
     z = _mean_weight_z(w)
     found = {
-        f"{n_unsupported} decisions might take what the behavior policy never does": n_unsupported > 0,
+        f"{n_unsupported} decisions might take what the behavior policy never does, or begin on another tier": (
+            n_unsupported > 0
+        ),
         f"{n_cut} of {n} episodes stop before their end: their returns are unknown": n_cut > MAX_CUT_SHARE * n,
         f"effective sample size {ess:.1f} is below {MIN_ESS}": ess < MIN_ESS,
         f"effective sample size is {ess / n:.3f} of n, below {MIN_ESS_SHARE}": ess / n < MIN_ESS_SHARE,

@@ -8,6 +8,7 @@ from celr_ray.config import RuntimeConfig
 from celr_ray.cortex.evaluation.evaluate import evaluate_transitions
 from celr_ray.cortex.evaluation.screening import Screen, Verdict, veto
 from celr_ray.cortex.policy import Policy
+from celr_ray.cortex.transitions import read_dataset_record
 
 __all__ = ["screen_candidate"]
 
@@ -15,7 +16,7 @@ __all__ = ["screen_candidate"]
 def screen_candidate(
     transitions: str, candidate: Policy, champion: Policy, runtime: RuntimeConfig, *, alpha: float, seed: int
 ) -> dict[str, Any]:
-    """Return what the logs say of the candidate: `verdict`, `reason`, `is_rejected` and both policies' bounds.
+    """Return what the logs say: `data_hash` of the dataset, `verdict`, `reason`, `is_rejected`, both policies' bounds.
 
     Args:
         transitions: folder of a dataset; its validation tasks are used.
@@ -35,6 +36,7 @@ def screen_candidate(
     }
     said = veto(screens["candidate"], screens["champion"])
     return {
+        "data_hash": read_dataset_record(transitions)["data_hash"],
         "verdict": said.verdict.value,
         "reason": said.reason,
         "is_rejected": said.verdict is Verdict.REJECTED,
