@@ -297,6 +297,7 @@ ATIF = LogReader(
     "atif",
     lambda keys: {"schema_version", "agent", "steps"} <= keys,
     _read,
+    record=_Document,
     unmapped=(
         "session_id",
         "trajectory_id",

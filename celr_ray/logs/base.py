@@ -87,6 +87,7 @@ class LogReader:
         lacks: columns of `Trajectory` that the format never has; counted in reports.
         unmapped: fields of the source that go into no column; listed in docs/data_formats.md.
         shares_keys: records of another format can pass for this one, so every record is recognised afresh.
+        record: struct of one record, where `read` is no SingleRecordReader; `unmapped.py` compares records with it.
     """
 
     name: str
@@ -95,6 +96,12 @@ class LogReader:
     lacks: tuple[str, ...] = ()
     unmapped: tuple[str, ...] = ()
     shares_keys: bool = False
+    record: type[msgspec.Struct] | None = None
+
+    @property
+    def record_type(self) -> type[msgspec.Struct] | None:
+        """The struct that names all that is read of a record."""
+        return self.read.record if isinstance(self.read, SingleRecordReader) else self.record
 
 
 def decode(decoder: msgspec.json.Decoder[Any], raw: bytes | memoryview) -> Any:
@@ -121,6 +128,12 @@ class SingleRecordReader:
     def __init__(self, decoder: msgspec.json.Decoder[Any], parse: Callable[[Any, SourceContext], ParsedRun]) -> None:
         self._decoder = decoder
         self._parse = parse
+
+    @property
+    def record(self) -> type[msgspec.Struct]:
+        """The struct that the decoder makes."""
+        kind: type[msgspec.Struct] = self._decoder.type
+        return kind
 
     def __call__(self, raw: bytes, context: SourceContext) -> Iterator[ReadItem]:
         """Yield the one run of an object."""

@@ -25,6 +25,7 @@ from celr_ray.logs.framing import FileRange, LineCounter, Value, iter_values
 from celr_ray.logs.planning import make_plan
 from celr_ray.logs.quarantine import Quarantine, number_lines, read_rejected
 from celr_ray.logs.registry import READERS, RecordReader
+from celr_ray.logs.unmapped import UnmappedFields, tell_unmapped
 from celr_ray.redact import redact_row, redact_text
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.schema import QuarantineRow
@@ -74,6 +75,7 @@ class _UnitReader:
         self.builder = TableBuilder(n_buckets)
         self.rejected = Quarantine(redact=config.redact)
         self.redacted: Counter[str] = Counter()
+        self.unmapped = UnmappedFields()
         self.n_lines: list[int] = []
         self.rows_in = 0
         self.rows_out = 0
@@ -103,6 +105,7 @@ class _UnitReader:
             if isinstance(item.result, RecordError):
                 self.rejected.reject_item(uri, value, line, item)
                 continue
+            self.unmapped.look(READERS[name], item.raw)
             if self._config.redact:
                 self._redact_run(item.result)
             self.builder.add(
@@ -156,6 +159,7 @@ def ingest_unit(unit: Unit, *, ingest: dict[str, Any], score: dict[str, Any]) ->
         "score": score,
         "redacted": dict(sorted((reader.redacted + reader.rejected.redacted).items())),
         **_count_missing(table),
+        **reader.unmapped.describe(),
     }
 
 
@@ -200,6 +204,8 @@ def run_ingest(
     number_lines(run, "ingest", "quarantine", plan.units)
     if report.units_run and (changed := warn_of_changes(plan.settings["inputs"])):
         report.counts["inputs_changed"] = changed
+    if report.units_run and (told := tell_unmapped(report.counts)):
+        print(told, file=sys.stderr)
     return report
 
 

@@ -130,6 +130,7 @@ INTERCODE = LogReader(
     "intercode",
     _is_intercode,
     _read,
+    record=_Episode,
     lacks=("cost_usd", "budget_limit_usd", "duration_s", "n_steps_completed", "n_retries"),
     unmapped=("turn_history.rewards", "turn_history.valid_action", "summary.max_reward_idx", "info"),
 )

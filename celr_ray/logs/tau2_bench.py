@@ -210,5 +210,6 @@ TAU2_BENCH = LogReader(
     "tau2_bench",
     lambda keys: {"info", "simulations"} <= keys,
     _read,
+    record=_Simulation,
     lacks=("budget_limit_usd", "n_steps_completed", "n_retries"),
 )

@@ -16,16 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from celr_ray import storage
+from celr_ray.logs.unmapped import split_unmapped
 from celr_ray.report.collect_judge import collect_judge
 from celr_ray.report.collect_outputs import collect_exports, collect_quarantine, collect_settings
 from celr_ray.report.collect_pairs import collect_pairs
-from celr_ray.report.data import Capped, Histogram, RunData, SourceRow
+from celr_ray.report.data import Capped, Histogram, RunData, SourceRow, UnmappedRow
 from celr_ray.report.flow import make_checks, make_flow, make_verdict
 from celr_ray.report.reading import count_rows, drop_duplicates, read_light, read_stage_state
 from celr_ray.report.statistics import estimate_proportion
 from celr_ray.schema import SCORE_COLUMNS, TRAJECTORY_SCHEMA
 
 MAX_SOURCES = 40
+MAX_UNMAPPED = 100
 N_BINS = 20
 _STAGES = ("ingest", "judge", "pair", "export")
 _COLUMNS = (
@@ -71,6 +73,7 @@ def collect_run(run: str) -> RunData:
         n_duplicates=n_duplicates,
         sources=Capped(sources[:MAX_SOURCES], len(sources)),
         total=_total_row(table),
+        unmapped=collect_unmapped(state["ingest"].counts),
         scores=[make_histogram(name, table[name]) for name in SCORE_COLUMNS],
         judge=judge,
         pairs=pairs,
@@ -79,6 +82,16 @@ def collect_run(run: str) -> RunData:
         settings=collect_settings(run, record.get("config"), _STAGES),
         versions=_collect_versions(record),
     )
+
+
+def collect_unmapped(counts: Mapping[str, int]) -> Capped:
+    """Return the fields that went into no column, the most frequent of each format first."""
+    rows = [
+        UnmappedRow(name, field, n_found, counts.get(f"sampled.{name}", n_found))
+        for name, fields in split_unmapped(counts).items()
+        for field, n_found in sorted(fields.items(), key=lambda item: -item[1])
+    ]
+    return Capped(rows[:MAX_UNMAPPED], len(rows))
 
 
 def _read_record(run: str) -> dict[str, Any]:

@@ -271,6 +271,16 @@ class RejectionKind:
 
 
 @dataclass(frozen=True)
+class UnmappedRow:
+    """A field of the logs that goes into no column: how many of the records that were looked at hold it."""
+
+    source_format: str
+    field: str
+    n_found: int
+    n_sampled: int
+
+
+@dataclass(frozen=True)
 class QuarantineData:
     """The rejected records; `n_counted` of `n_rejected` were read for the table of reasons."""
 
@@ -321,6 +331,7 @@ class RunData:
     n_duplicates: int
     sources: Capped
     total: SourceRow | None
+    unmapped: Capped
     scores: Sequence[Histogram]
     judge: JudgeData | None
     pairs: PairsData | None
