@@ -7,6 +7,7 @@ Progress and errors go to stderr; stdout gets one final line that a person can q
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -71,11 +72,33 @@ def _score(job: ScoreJob) -> str:
         report = run_ingest(job.logs, job.run, job.ingest, job.score, job.runtime, overwrite=job.overwrite)
     else:
         check_run_folder(job.run, must_exist=True)
+        _check_ingest_settings("score", job)
         report = run_rescore(job.run, job.score, job.runtime)
     _finish(job.run, job, report)
     counts = report.counts
     line = f"{counts.get('rows_out', 0):,} trajectories scored, {counts.get('rejected', 0):,} rejected"
     return line + _stale_pairs(job.run, report)
+
+
+def _check_ingest_settings(command: str, job: ScoreJob | ConvertJob) -> None:
+    """Refuse settings of reading logs where none are read, unless the run's trajectories were read with the same.
+
+    Raises:
+        ConfigError: one differs.
+    """
+    from celr_ray.stage import read_plan
+
+    plan = read_plan(job.run, "ingest")
+    stored = plan["settings"].get("ingest", {}) if plan else {}
+    for name in sorted(job.ingest.model_fields_set & set(stored)):
+        given, used = getattr(job.ingest, name), stored[name]
+        is_met = given is None or (used <= given if name == "split_bytes" else used == given)
+        if not is_met:
+            raise ConfigError(
+                f"--ingest.{name.replace('_', '-')} {json.dumps(given)} is of no effect without --logs: the "
+                f"trajectories of {job.run} were read with {json.dumps(used)}. To read the logs again: celr-ray "
+                f"{command} --run {job.run} --logs … --overwrite with this flag, or with another --run folder"
+            )
 
 
 def _stale_pairs(run: str, report: Any) -> str:
@@ -101,6 +124,7 @@ def _convert(job: ConvertJob) -> str:
         _finish(job.run, job, ingested)
     else:
         check_run_folder(job.run, must_exist=True)
+        _check_ingest_settings("convert", job)
     report = run_convert(job.run, job.runtime, overwrite=job.overwrite)
     _finish(job.run, job, report)
     return f"{report.counts.get('rows_out', 0):,} ATIF files in {join(job.run, 'atif')}{rejected}"

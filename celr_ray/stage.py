@@ -3,7 +3,8 @@
 A run is a folder. For each stage it holds `plans/STAGE.json` (the stage's settings and the fingerprint of
 what it reads), one `manifests/STAGE/part-NNNNN.json` for each finished unit, and at the end `run.json`. A unit writes
 its data files under their final names atomically, then its manifest: the manifest is the done-marker and
-is always last. A crash between the two repeats the unit, which writes the same files again.
+is always last. A crash between the two repeats the unit, which writes the same files again; so does the next run of a
+stage for a unit that has its manifest, but whose data files are gone.
 
     RUN/plans/STAGE.json                 what was asked
     RUN/manifests/STAGE/part-00000.json  what unit 0 did: rows in, out, rejected, counts
@@ -18,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,11 +31,14 @@ from typing import Any
 
 from celr_ray import storage
 from celr_ray.config import RuntimeConfig
-from celr_ray.errors import ConservationError, OutputError, RunMismatchError
+from celr_ray.errors import ConservationError, InputError, OutputError, RunMismatchError
 from celr_ray.lock import run_lock
 from celr_ray.runtime import Manifest, Unit, Work, progress, run_units
 
 _READERS = 16
+_SHOWN = 4
+_FILE_SETTINGS = {"inputs.": "inputs", "sft.": "SFT files"}
+"""Settings that hold size and modification time of files, and what the files are."""
 
 STAGE_ORDER = (
     "execute",
@@ -61,6 +66,30 @@ STAGE_FOLDERS = {
     "train": ("training", "policy"),
     "gate": ("results", "live"),
 }
+PART_FILES = {
+    "execute": (("logs", "jsonl", None), ("episodes", "parquet", None)),
+    "ingest": (("trajectories", "parquet", None), ("quarantine", "jsonl", "rejected")),
+    "judge": (("judgments", "parquet", None),),
+    "pair": (("pairs", "parquet", None), ("unpaired", "parquet", None), ("tasks", "parquet", None)),
+    "decisions": (("decisions", "parquet", None), ("refused", "jsonl", "rejected")),
+    "dataset": (
+        ("transitions/train", "parquet", "transitions.train"),
+        ("transitions/validation", "parquet", "transitions.validation"),
+    ),
+    "gate": (("results", "parquet", None),),
+}
+"""What a finished unit has written: folder, extension, and the count of its manifest that is 0 where there is no file
+(None = there always is one). Exports and ATIF files have names of their own: their stages bring a FindMissing."""
+
+FindMissing = Callable[[Manifest, Collection[str]], list[str]]
+"""Returns the files of a finished unit that are not among the given ones, all named relative to the run."""
+
+REPAIR = {
+    "ingest": "celr-ray pipeline, score or convert, with its --logs",
+    "judge": "celr-ray judge or pipeline",
+    "pair": "celr-ray pair or pipeline",
+}
+"""The commands that make a stage of which a later one misses files."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +159,13 @@ def check_run_folder(run: str, *, must_exist: bool) -> None:
     """Refuse a folder that is not ours to write in.
 
     Raises:
+        InputError: its run.json is damaged.
         OutputError: it holds files but no run, or it is a file, or (must_exist) there is no run.
     """
     if storage.stat(run) is not None:
         raise OutputError(f"{run} is a file; give a folder")
-    is_run = bool(storage.list_files(storage.join(run, "plans"))) or storage.stat(storage.join(run, "run.json"))
+    record = _read_record(run)
+    is_run = record is not None or bool(storage.list_files(storage.join(run, "plans")))
     if must_exist and not is_run:
         raise OutputError(f"{run} holds no run: no plans/ and no run.json there. Make one with `celr-ray pipeline`.")
     if not is_run and storage.list_files(run, recursive=True):
@@ -144,21 +175,108 @@ def check_run_folder(run: str, *, must_exist: bool) -> None:
 
 
 def read_plan(run: str, stage: str) -> dict[str, Any] | None:
-    """Return a stage's stored plan, or None if the stage never started."""
+    """Return a stage's stored plan, or None if the stage never started.
+
+    Raises:
+        InputError: the file holds something else.
+    """
     uri = plan_uri(run, stage)
     if storage.stat(uri) is None:
         return None
-    plan: dict[str, Any] = storage.read_json(uri)
+    plan = storage.read_json(uri)
+    kinds = {"settings": dict, "fingerprint": str, "n_units": int}
+    if not isinstance(plan, dict) or not all(isinstance(plan.get(key), kind) for key, kind in kinds.items()):
+        raise InputError(
+            f"{uri} is no plan of a stage: it must hold {', '.join(kinds)}. It is damaged: put it back, or "
+            f"delete it and {storage.join(run, 'manifests', stage)}, and run the stage again"
+        )
     return plan
 
 
 def read_manifests(run: str, stage: str) -> dict[int, Manifest]:
-    """Return the manifests of the finished units of a stage, by unit number."""
+    """Return the manifests of the finished units of a stage, by unit number.
+
+    Raises:
+        InputError: a file there holds something else.
+    """
     uris = [file.uri for file in storage.list_files(storage.join(run, "manifests", stage))]
     with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read waits for the network
         manifests = list(pool.map(storage.read_json, uris))
-    numbers = [int(uri.rsplit("/", 1)[-1].removeprefix("part-").removesuffix(".json")) for uri in uris]
-    return dict(zip(numbers, manifests, strict=True))
+    for uri, manifest in zip(uris, manifests, strict=True):
+        if not _is_manifest(uri, manifest):
+            raise InputError(f"{uri} is no manifest of a unit: delete it and run the stage {stage} again")
+    return {manifest["index"]: manifest for manifest in manifests}
+
+
+def _is_manifest(uri: str, manifest: Any) -> bool:
+    index = manifest.get("index") if isinstance(manifest, dict) else None
+    return isinstance(index, int) and uri.endswith(f"/{part_name(index, 'json')}")
+
+
+def is_owed(stage: str, folder: str, manifest: Manifest) -> bool:
+    """Tell whether a finished unit must have a file in a folder of PART_FILES."""
+    (count,) = (count for name, _, count in PART_FILES[stage] if name == folder)
+    return count is None or add_counts([manifest]).get(count, 0) > 0
+
+
+def _find_missing_parts(stage: str) -> FindMissing:
+    def find_missing(manifest: Manifest, names: Collection[str]) -> list[str]:
+        owed = [
+            f"{folder}/{part_name(manifest['index'], extension)}"
+            for folder, extension, _ in PART_FILES.get(stage, ())
+            if is_owed(stage, folder, manifest)
+        ]
+        return [name for name in owed if name not in names]
+
+    return find_missing
+
+
+def find_lost(
+    run: str, stage: str, manifests: Mapping[int, Manifest], find_missing: FindMissing | None = None
+) -> dict[int, list[str]]:
+    """Find finished units whose data files are gone; each folder is listed once.
+
+    Args:
+        run: run folder.
+        stage: name of the stage.
+        manifests: of its finished units.
+        find_missing: for a stage whose files are not those of PART_FILES.
+
+    Returns:
+        Their numbers, ascending, with the names of the files.
+    """
+    if not manifests:
+        return {}
+    folders = STAGE_FOLDERS[stage] if find_missing else [folder for folder, _, _ in PART_FILES.get(stage, ())]
+    names = {
+        f"{folder}/{file.uri.rpartition(f'/{folder}/')[2]}"
+        for folder in folders
+        for file in storage.list_files(storage.join(run, folder), recursive=find_missing is not None)
+    }
+    find = find_missing or _find_missing_parts(stage)
+    missing = {index: find(manifests[index], names) for index in sorted(manifests)}
+    return {index: files for index, files in missing.items() if files}
+
+
+def check_parts(run: str, stage: str, *folders: str) -> None:
+    """Refuse to read folders of a stage in which files are gone, before any work.
+
+    Raises:
+        InputError: files of finished units are gone; the message says how they are made again.
+    """
+    lost = find_lost(run, stage, read_manifests(run, stage))
+    files = [name for names in lost.values() for name in names if name.rpartition("/")[0] in folders]
+    if files:
+        raise InputError(explain_lost(run, stage, files))
+
+
+def explain_lost(run: str, stage: str, files: Sequence[str]) -> str:
+    """Return what to say about files, named relative to the run, that are gone although their units are finished."""
+    more = f" (and {len(files) - 1:,} more)" if len(files) > 1 else ""
+    return (
+        f"{storage.join(run, files[0])}{more} is missing although its unit is finished. Run the command again that "
+        f"made it ({REPAIR[stage]}): it makes what is lost, and nothing else"
+    )
 
 
 def is_complete(run: str, stage: str) -> bool:
@@ -201,11 +319,10 @@ def delete_from(run: str, stage: str) -> None:
     which the next command sees that there is something to delete.
     """
     gone = STAGE_ORDER[STAGE_ORDER.index(stage) :]
-    record_uri = storage.join(run, "run.json")
-    if storage.stat(record_uri):
-        record = storage.read_json(record_uri)
+    record = _read_record(run)
+    if record is not None:
         record["stages"] = {name: entry for name, entry in record["stages"].items() if name not in gone}
-        storage.write_json(record_uri, record)
+        storage.write_json(storage.join(run, "run.json"), record)
     for name in reversed(gone):
         _delete_stage(run, name)
 
@@ -218,18 +335,37 @@ def _delete_stage(run: str, stage: str) -> None:
     storage.delete_file(plan_uri(run, stage))
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the first few settings that differ, with both values."""
+    found = _differences(old, new)
+    more = f"; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            found.append(_difference(a, b, f"{prefix}{key}."))
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif prefix in _FILE_SETTINGS:
+            found.append(f"{key} {_describe_change(a, b, _FILE_SETTINGS[prefix])}")
         else:
             found.append(f"{prefix}{key} was {_short(a)}, is {_short(b)}")
-    return "; ".join(found[:4])
+    return found
+
+
+def _describe_change(old: Sequence[int] | None, new: Sequence[int] | None, files: str) -> str:
+    """Say what became of a file, from [size in bytes, modification time in ns]; None where there was or is none."""
+    if new is None:
+        return f"is gone from the {files}"
+    if old is None:
+        return f"is new among the {files}"
+    if old[0] != new[0]:
+        return f"has {new[0]:,} bytes, had {old[0]:,}"
+    return "has another modification time"
 
 
 def _short(value: Any) -> str:
@@ -246,14 +382,15 @@ def run_stage(
     on_ray: bool,
     overwrite: bool = False,
     is_enough: Callable[[Manifest], bool] | None = None,
+    find_missing: FindMissing | None = None,
 ) -> StageReport:
-    """Run the units of a stage that are not done yet and add up what all of them did.
+    """Run the units of a stage that are not done yet, or whose files are gone, and add up what all of them did.
 
     Each unit function gets its unit with two keys added, `run` and `index`, writes its data files, and
     returns its counts; the manifest is committed here, in the worker, after the function returned.
 
     `is_enough` is given the manifests one by one, those of earlier calls first; once it returns True, no further unit
-    is begun and those under way are cancelled.
+    is begun and those under way are cancelled. `find_missing` is for stages whose files are not those of PART_FILES.
 
     Raises:
         OutputError: another command is at work on the run (see `lock.run_lock`).
@@ -263,7 +400,7 @@ def run_stage(
     started = time.monotonic()
     with run_lock(run) as lock:
         open_stage(run, plan, overwrite=overwrite)
-        done = read_manifests(run, plan.name)
+        done = _read_done(run, plan.name, find_missing)
         todo = [{**unit, "run": run, "index": index} for index, unit in enumerate(plan.units) if index not in done]
         committed = Work(**{**vars(work), "factory": _Committing(work.factory, plan.name)})
         if is_enough is not None and any(is_enough(done[index]) for index in sorted(done)):
@@ -284,6 +421,18 @@ def run_stage(
     report = StageReport(plan.name, seconds, len(plan.units), len(done) - n_before, counts, plan.fingerprint)
     check_conserved(report)
     return report
+
+
+def _read_done(run: str, stage: str, find_missing: FindMissing | None) -> dict[int, Manifest]:
+    """Return the manifests of units that are done; those of lost files are deleted before anything is written anew."""
+    done = read_manifests(run, stage)
+    lost = find_lost(run, stage, done, find_missing)
+    if lost:
+        print(f"{stage}: files of {len(lost):,} finished units are gone; these run again", file=sys.stderr)
+    for index in lost:
+        storage.delete_file(manifest_uri(run, stage, index))
+        del done[index]
+    return done
 
 
 class _Committing:
@@ -342,9 +491,11 @@ def write_run_record(run: str, config: Mapping[str, Any], reports: Sequence[Stag
 
     Returns:
         The record as written.
+
+    Raises:
+        InputError: the file there holds something else.
     """
-    uri = storage.join(run, "run.json")
-    record: dict[str, Any] = storage.read_json(uri) if storage.stat(uri) else {"stages": {}, "config": {}}
+    record = _read_record(run) or {"stages": {}, "config": {}}
     stages = dict(record["stages"])
     for report in reports:
         entry, earlier = report.to_json(), stages.get(report.name, {})
@@ -358,8 +509,25 @@ def write_run_record(run: str, config: Mapping[str, Any], reports: Sequence[Stag
         "versions": _versions(),
         "stages": {name: stages[name] for name in STAGE_ORDER if name in stages},
     }
-    storage.write_json(uri, record)
+    storage.write_json(storage.join(run, "run.json"), record)
     return record
+
+
+def _read_record(run: str) -> dict[str, Any] | None:
+    """Return what run.json holds, or None if there is none."""
+    uri = storage.join(run, "run.json")
+    if storage.stat(uri) is None:
+        return None
+    record = storage.read_json(uri)
+    if isinstance(record, dict) and isinstance(record.get("config"), dict) and _are_entries(record.get("stages")):
+        return record
+    raise InputError(f"{uri} is no record of a run: delete it, and the next command on the run writes a new one")
+
+
+def _are_entries(stages: Any) -> bool:
+    return isinstance(stages, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("seconds"), int | float) for entry in stages.values()
+    )
 
 
 def _versions() -> dict[str, str]:

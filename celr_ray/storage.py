@@ -197,13 +197,28 @@ def expand(uri: str) -> list[StoredFile]:
     Raises:
         InputError: nothing is there, it cannot be read, or the glob matches nothing.
     """
+    return expand_all(uri)[0]
+
+
+def expand_all(uri: str) -> tuple[list[StoredFile], list[StoredFile]]:
+    """Find the files that a user's path means, as `expand`, and those left out because of an underscore.
+
+    Names and folders that begin with `.` are left out without a word. A symbolic link that leads back to a folder above
+    it is not followed.
+
+    Returns:
+        The files; and those among what the path means with a name, or in a folder, that begins with `_`.
+
+    Raises:
+        InputError: nothing is there, it cannot be read, or the glob matches nothing.
+    """
     file = stat(uri)
     if file is not None:
-        return [file]
+        return [file], []
+    if is_directory(uri):  # before it is taken for a glob: its name may hold brackets
+        return _list_below(uri)
     if not _GLOB_CHARACTERS.isdisjoint(uri):
         return _expand_glob(uri)
-    if is_directory(uri):
-        return list_files(uri, recursive=True)
     _check_bucket(uri)
     raise InputError(f"no such file or folder: {uri}. Check the path; globs need quotes or must match something.")
 
@@ -217,7 +232,56 @@ def _check_bucket(uri: str) -> None:
         raise InputError(f"cannot read {uri}: {s3.explain(error, bucket)}")
 
 
-def _expand_glob(uri: str) -> list[StoredFile]:
+def _list_below(uri: str) -> tuple[list[StoredFile], list[StoredFile]]:
+    """List the files below a folder, sorted: those to read, and those with `_` in front of a name or a folder's."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with _errors(uri, "list", InputError):
+            files = [
+                StoredFile(_with_prefix(uri, found), info.st_size, info.st_mtime_ns)
+                for found, info in _walk(path, frozenset({os.path.realpath(path)}))
+                if _is_utf8(found)
+            ]
+        files.sort(key=lambda file: file.uri)
+    else:
+        files = list_files(uri, recursive=True, with_hidden=True)
+    shown: list[StoredFile] = []
+    underscored: list[StoredFile] = []
+    for file in files:
+        names = posixpath.relpath(resolve(file.uri)[1], path).split("/")
+        if not any(name.startswith(".") for name in names):
+            (underscored if any(name.startswith("_") for name in names) else shown).append(file)
+    return shown, underscored
+
+
+def _is_utf8(path: str) -> bool:
+    """Return True.
+
+    Raises:
+        InputError: the path holds other bytes, which no URI and no plan can hold.
+    """
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name of {os.fsencode(path)!r} is not UTF-8: rename the file") from error
+
+
+def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the files below a local folder; links are followed, but not into a folder `above`, given by real paths."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in above:
+                    yield from _walk(entry.path, above | {real})
+            elif entry.is_file():
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    yield entry.path, entry.stat()
+
+
+def _expand_glob(uri: str) -> tuple[list[StoredFile], list[StoredFile]]:
     parts = uri.split("/")
     fixed = next(i for i, part in enumerate(parts) if not _GLOB_CHARACTERS.isdisjoint(part))
     base = "/".join(parts[:fixed]) or ("/" if uri.startswith("/") else ".")
@@ -226,14 +290,13 @@ def _expand_glob(uri: str) -> list[StoredFile]:
         raise InputError(f"no such folder: {base} (from the glob {uri})")
     pattern = "/".join(parts[fixed:])
     base_path = resolve(base)[1]
-    matches = [
-        file
-        for file in list_files(base, recursive=True)
-        if _matches(posixpath.relpath(resolve(file.uri)[1], base_path), pattern)
-    ]
+    matches, underscored = (
+        [file for file in files if _matches(posixpath.relpath(resolve(file.uri)[1], base_path), pattern)]
+        for files in _list_below(base)
+    )
     if not matches:
         raise InputError(f"the glob {uri} matches no file")
-    return matches
+    return matches, underscored
 
 
 def _matches(relative: str, pattern: str) -> bool:

@@ -161,7 +161,7 @@ def write_run(run, pairs, unpaired, trajectories, *, n_buckets=4):
         sizes = [(b, sum(row.bucket == b for row in own)) for b in sorted({row.bucket for row in own})]
         table = pa.Table.from_pylist([row.model_dump() for row in own], schema=TRAJECTORY_SCHEMA)
         storage.write_parquet(f"{run}/trajectories/{part_name(part)}", table, [size for _, size in sizes])
-        counts = {"rows_in": len(own), "rows_out": len(own), "rejected": 0, "row_groups": sizes}
+        counts = {"rows_in": len(own), "rows_out": len(own), "rejected": 0, "row_groups": sizes, "score": {}}
         storage.write_json(manifest_uri(run, "ingest", part), {"index": part, **counts})
     storage.write_json(plan_uri(run, "ingest"), {"settings": {}, "fingerprint": "aa", "n_units": 2})
     for index, bucket in enumerate(sorted(occupied)):
@@ -169,7 +169,9 @@ def write_run(run, pairs, unpaired, trajectories, *, n_buckets=4):
             own = [row for row in rows if assign_bucket(row.task_id, n_buckets) == bucket]
             write_table(f"{run}/{folder}/{part_name(index)}", own, schema)
         storage.write_json(manifest_uri(run, "pair", index), {"index": index})
-    storage.write_json(plan_uri(run, "pair"), {"settings": {}, "fingerprint": "bb", "n_units": len(occupied)})
+    storage.write_json(
+        plan_uri(run, "pair"), {"settings": {"score": [{}]}, "fingerprint": "bb", "n_units": len(occupied)}
+    )
     return run
 
 

@@ -22,7 +22,7 @@ from celr_ray.report.collect import collect_run
 from celr_ray.report.excerpts import MAX_CHARACTERS, mark_differences, parse_tool_calls, show_message
 from celr_ray.report.plots import shorten_labels
 from celr_ray.report.statistics import estimate_auc, estimate_kappa, estimate_proportion
-from celr_ray.schema import JUDGMENT_SCHEMA, PAIR_SCHEMA, TASK_SCHEMA, TRAJECTORY_SCHEMA
+from celr_ray.schema import JUDGMENT_SCHEMA, KTO_SCHEMA, PAIR_SCHEMA, TASK_SCHEMA, TRAJECTORY_SCHEMA
 from celr_ray.stage import manifest_uri, part_name, plan_uri, read_manifests
 from celr_ray.testing import FakeJudge
 
@@ -296,6 +296,7 @@ def test_many_pairs_are_sampled_capped_and_not_embedded(by_hand):
         ]
         write_part(by_hand, "pairs", pairs, PAIR_SCHEMA)
         write_part(by_hand, "tasks", [{"task_id": pair["task_id"]} for pair in pairs], TASK_SCHEMA)
+        write_part(by_hand, "unpaired", [], KTO_SCHEMA)
         commit(by_hand, "pair", rows_in=5, rows_out=4, duplicates=1)
         return len(read_report(by_hand))
 

@@ -80,6 +80,40 @@ def test_a_file_name_with_glob_characters_is_taken_as_it_is(tmp_path):
     assert len(storage.expand(str(tmp_path / "run[1].json"))) == 1
 
 
+def test_a_folder_with_brackets_in_its_name_is_no_glob(tmp_path):
+    for name in ("br[1]/a.json", "br1/b.json"):
+        storage.write_bytes(str(tmp_path / name), b"{}")
+    found = [os.path.relpath(file.uri, tmp_path) for file in storage.expand(str(tmp_path / "br[1]"))]
+    assert found == ["br[1]/a.json"]
+    found = [os.path.relpath(file.uri, tmp_path) for file in storage.expand(str(tmp_path / "br[12]/*.json"))]
+    assert found == ["br1/b.json"]
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path):
+    storage.write_bytes(str(tmp_path / "in/a.json"), b"{}")
+    storage.write_bytes(str(tmp_path / "other/b.json"), b"{}")
+    for name in ("self", "again", "also"):
+        (tmp_path / "in" / name).symlink_to(".")
+    (tmp_path / "in" / "link").symlink_to("../other")
+    (tmp_path / "other" / "back").symlink_to("../in")
+    (tmp_path / "in" / "nothing.json").symlink_to("nowhere")
+    for pattern in ("in", "in/**/*.json"):
+        found = [os.path.relpath(file.uri, tmp_path) for file in storage.expand(str(tmp_path / pattern))]
+        assert found == ["in/a.json", "in/link/b.json"]
+
+
+def test_size_and_time_are_those_of_a_single_look(tmp_path):
+    storage.write_bytes(str(tmp_path / "a.json"), b"{}")
+    assert storage.expand(str(tmp_path)) == [storage.stat(str(tmp_path / "a.json"))]
+
+
+def test_a_name_that_is_no_text_is_a_clear_error(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.json", "wb") as sink:
+        sink.write(b"{}")
+    with pytest.raises(InputError, match=r"xff\.json' is not UTF-8"):
+        storage.expand(str(tmp_path))
+
+
 def test_file_uri_is_the_same_as_its_path(tmp_path):
     storage.write_bytes(str(tmp_path / "a.json"), b"{}")
     (file,) = storage.expand(f"file://{tmp_path}")

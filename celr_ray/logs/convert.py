@@ -10,7 +10,7 @@ files again gives the same tasks, messages, outcomes, costs and counts. Scores a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,16 @@ from celr_ray.config import RuntimeConfig
 from celr_ray.errors import InputError, RecordError
 from celr_ray.logs.atif import SCHEMA_VERSION, CelrCall, CelrResult, CelrRun, CelrStep
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
-from celr_ray.stage import StagePlan, StageReport, is_complete, part_name, read_manifests, read_plan, run_stage
+from celr_ray.stage import (
+    StagePlan,
+    StageReport,
+    check_parts,
+    is_complete,
+    part_name,
+    read_manifests,
+    read_plan,
+    run_stage,
+)
 
 FOLDER = "atif"
 _COLUMNS = (*CelrRun.__struct_fields__, "trajectory_id", "model", "messages", "cost_usd")
@@ -165,7 +174,6 @@ def convert_unit(unit: Unit) -> Manifest:
         InputError: a trajectory is none that ingest wrote.
     """
     run, index = unit["run"], unit["index"]
-    folder = storage.join(run, FOLDER, part_name(index).removesuffix(".parquet"))
     source = storage.join(run, "trajectories", part_name(index))
     table: pa.Table = storage.read_parquet(source, _COLUMNS)
     written = 0
@@ -177,10 +185,19 @@ def convert_unit(unit: Unit) -> Manifest:
                     documents.append(make_document(row))
                 except RecordError as error:
                     raise InputError(f"{source}, trajectory {row['trajectory_id']}: {error}") from error
-            uris = [storage.join(folder, f"{written + i:06d}.json") for i in range(len(documents))]
+            uris = [storage.join(run, _document_path(index, written + i)) for i in range(len(documents))]
             list(pool.map(storage.write_json, uris, documents))
             written += len(documents)
     return {"rows_in": table.num_rows, "rows_out": written, "rejected": 0}
+
+
+def _document_path(index: int, row: int) -> str:
+    return f"{FOLDER}/{part_name(index).removesuffix('.parquet')}/{row:06d}.json"
+
+
+def _find_missing(manifest: Manifest, names: Collection[str]) -> list[str]:
+    paths = (_document_path(manifest["index"], row) for row in range(manifest["rows_out"]))
+    return [path for path in paths if path not in names]
 
 
 def _make_convert_unit() -> UnitFunction:
@@ -212,9 +229,18 @@ def run_convert(
         on_ray: force Ray or the loop; None = by `runtime.executor`, `auto` meaning Ray from 100,000 rows on.
 
     Raises:
-        UsageError: there are no finished trajectories, or files of other trajectories are there.
+        UsageError: there are no finished trajectories or some are lost, or files of other trajectories are there.
     """
     plan = convert_plan(run)
+    check_parts(run, "ingest", "trajectories")
     n_rows = sum(int(manifest["rows_out"]) for manifest in read_manifests(run, "ingest").values())
     on_ray = uses_ray(runtime, is_large=n_rows > _LARGE_ROWS) if on_ray is None else on_ray
-    return run_stage(run, plan, Work(_make_convert_unit), runtime, on_ray=on_ray, overwrite=overwrite)
+    return run_stage(
+        run,
+        plan,
+        Work(_make_convert_unit),
+        runtime,
+        on_ray=on_ray,
+        overwrite=overwrite,
+        find_missing=_find_missing,
+    )

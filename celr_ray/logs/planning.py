@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,11 +15,14 @@ from celr_ray.errors import InputError, RecordError
 from celr_ray.logs.framing import FileRange, is_splittable, iter_values, split_extension
 from celr_ray.logs.tau2_bench import read_task_definitions
 from celr_ray.runtime import Unit
-from celr_ray.stage import StagePlan, hash_json
+from celr_ray.stage import STAGE_ORDER, StagePlan, hash_json
 from celr_ray.storage import StoredFile
 
 _LOG_EXTENSIONS = (".json", ".jsonl", ".ndjson", ".log", ".traj", "")
-_RUN_MARK = "/plans/ingest.json"
+_ROTATED = re.compile(r"(\.\d+)+$")
+_PLAN = re.compile(r"(?P<run>.*)/plans/(?P<stage>[^/]+)\.json")
+_PACKED_EXTENSIONS = (".gz", ".zst")
+_MAX_NAMED = 3
 _GZIP_RATIO = 6
 _BYTES_PER_BUCKET = 256 * 2**20
 _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
@@ -25,28 +31,75 @@ _WANTED_UNITS = 64
 
 
 def find_files(uris: Sequence[str]) -> list[StoredFile]:
-    """Find all input files, each once, sorted by URI.
+    """Find all input files, each once, sorted by URI; name, on stderr, those in folders and globs that are left out.
 
-    Run folders of this package below a given folder are left out. In folders and globs only files with a log's
-    extension count (.json, .jsonl, .ndjson, .log, .traj, none; with .gz or .zst); a file that is named itself always
-    counts.
+    In folders and globs only files with a log's extension count (.json, .jsonl, .ndjson, .log, .traj, none; with .gz or
+    .zst), where numbers at the end are none (app.jsonl.1); a file that is named itself always counts. Of run folders of
+    this package only what is in their folders `logs` counts. A local file with several names, by links or as path and
+    URI, counts once, under the shortest.
 
     Raises:
         InputError: a path does not exist, or there is no log file at all.
     """
     found: dict[str, StoredFile] = {}
+    left_out: set[str] = set()
     for uri in uris:
-        for file in storage.expand(uri):
-            if file.uri == uri or split_extension(file.uri)[0] in _LOG_EXTENSIONS:
-                found[file.uri] = file
-    runs = [uri.removesuffix(_RUN_MARK) for uri in found if uri.endswith(_RUN_MARK)]
-    for uri in [uri for uri in found if any(uri.startswith(f"{run}/") for run in runs)]:
-        del found[uri]
-    if not found:
-        raise InputError(
-            f"no log files in {', '.join(uris)}: looked for .json, .jsonl, .ndjson, .traj, also .gz and .zst"
-        )
-    return [found[uri] for uri in sorted(found)]
+        files, underscored = storage.expand_all(uri)
+        found |= {file.uri: file for file in files}
+        left_out |= {file.uri for file in underscored}
+    runs = _find_runs(found)
+    left_out |= {uri for uri in found if uri not in uris and _log_extension(uri) not in _LOG_EXTENSIONS}
+    left_out = {uri for uri in left_out - set(uris) if not _is_of_run(uri, runs)}
+    logs = _drop_other_names(file for uri, file in found.items() if uri not in left_out and not _is_of_run(uri, runs))
+    if left_out:
+        print(_describe_left_out(sorted(left_out)), file=sys.stderr)
+    if not logs:
+        raise InputError(f"no log files in {', '.join(uris)}: looked for {_describe_extensions()}")
+    return logs
+
+
+def _log_extension(uri: str) -> str:
+    """Return the extension below any compression's and any numbers that a rotation appended."""
+    name = uri.rsplit("/", 1)[-1].lower()
+    for packed in _PACKED_EXTENSIONS:
+        name = name.removesuffix(packed)
+    return split_extension(_ROTATED.sub("", name))[0]
+
+
+def _find_runs(uris: Iterable[str]) -> list[str]:
+    """Return the run folders of this package among what was found: those with a stage's plan and its manifests."""
+    folders = {uri.rpartition("/")[0] for uri in uris}
+    plans = [match for match in map(_PLAN.fullmatch, uris) if match and match["stage"] in STAGE_ORDER]
+    return sorted(
+        {m["run"] for m in plans if m["stage"] == "ingest" or f"{m['run']}/manifests/{m['stage']}" in folders}
+    )
+
+
+def _is_of_run(uri: str, runs: Sequence[str]) -> bool:
+    """Tell whether a file was written by a run as anything but logs."""
+    return any(uri.startswith(f"{run}/") and "/logs/" not in uri.removeprefix(run) for run in runs)
+
+
+def _drop_other_names(files: Iterable[StoredFile]) -> list[StoredFile]:
+    """Keep each file once, under its shortest name; sorted by URI."""
+    kept: dict[str, StoredFile] = {}
+    for file in sorted(files, key=lambda file: (len(file.uri), file.uri)):
+        path = os.path.realpath(storage.resolve(file.uri)[1]) if storage.is_local(file.uri) else file.uri
+        kept.setdefault(path, file)
+    return sorted(kept.values(), key=lambda file: file.uri)
+
+
+def _describe_extensions() -> str:
+    return f"{', '.join(filter(None, _LOG_EXTENSIONS))} or none, also with {' or '.join(_PACKED_EXTENSIONS)}"
+
+
+def _describe_left_out(uris: Sequence[str]) -> str:
+    more = ", …" if len(uris) > _MAX_NAMED else ""
+    files = "file" if len(uris) == 1 else "files"
+    return (
+        f"{len(uris):,} {files} left out: {', '.join(uris[:_MAX_NAMED])}{more} (extensions read: "
+        f"{_describe_extensions()}; names that begin with _ are not read)"
+    )
 
 
 def take_task_definitions(

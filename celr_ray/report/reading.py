@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from celr_ray import storage
+from celr_ray.errors import InputError
 from celr_ray.report.data import StageState
-from celr_ray.stage import add_counts, part_name, read_manifests, read_plan
+from celr_ray.stage import add_counts, explain_lost, is_owed, part_name, read_manifests, read_plan
 
 _ROWS_AT_ONCE = 128
 
@@ -29,10 +30,23 @@ def read_stage_state(run: str, stage: str) -> StageState:
 
 
 def list_done_parts(run: str, stage: str, folder: str, extension: str = "parquet") -> list[tuple[int, str]]:
-    """Return (unit number, URI) of the files in `folder` whose unit is finished, by unit number."""
+    """Return (unit number, URI) of the files in `folder` whose unit is finished, by unit number.
+
+    Raises:
+        InputError: the file of a finished unit is gone, unless the unit had nothing to write there.
+    """
+    manifests = read_manifests(run, stage)  # before the listing: a run at work finishes units meanwhile
     files = {file.uri.rsplit("/", 1)[-1]: file.uri for file in storage.list_files(storage.join(run, folder))}
-    done = sorted(read_manifests(run, stage))
-    return [(index, files[part_name(index, extension)]) for index in done if part_name(index, extension) in files]
+    found, lost = [], []
+    for index in sorted(manifests):
+        name = part_name(index, extension)
+        if name in files:
+            found.append((index, files[name]))
+        elif is_owed(stage, folder, manifests[index]):
+            lost.append(f"{folder}/{name}")
+    if lost:
+        raise InputError(explain_lost(run, stage, lost))
+    return found
 
 
 def read_light(run: str, stage: str, folder: str, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

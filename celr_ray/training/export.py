@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,9 +29,19 @@ from celr_ray.errors import InputError, RunMismatchError
 from celr_ray.redact import redact_row
 from celr_ray.runtime import Manifest, Unit, Work
 from celr_ray.schema import PreferencePair
-from celr_ray.stage import StagePlan, StageReport, is_complete, part_name, read_manifests, read_plan, run_stage
+from celr_ray.stage import (
+    StagePlan,
+    StageReport,
+    check_parts,
+    is_complete,
+    part_name,
+    read_manifests,
+    read_plan,
+    run_stage,
+)
 from celr_ray.training import convert, export_notes
 from celr_ray.training.convert import Converted
+from celr_ray.training.pair_stage import read_score_settings
 from celr_ray.training.render import Row
 
 _BATCH_ROWS = 1000
@@ -73,9 +83,13 @@ class Target:
         """Return the key of the target in manifests, such as `trl_dpo`."""
         return self.folder.replace("/", "_")
 
+    def path(self, split: str, index: int, n_units: int) -> str:
+        """Return where in a run a unit's rows of a split are kept; `datasets` finds the split in the name."""
+        return f"exports/{self.folder}/{split}{self.prefix}-{index:05d}-of-{n_units:05d}.parquet"
+
     def file(self, run: str, split: str, index: int, n_units: int) -> str:
-        """Return where a unit's rows of a split are kept; `datasets` finds the split in the name."""
-        return storage.join(run, "exports", self.folder, f"{split}{self.prefix}-{index:05d}-of-{n_units:05d}.parquet")
+        """Return the URI of `path`."""
+        return storage.join(run, self.path(split, index, n_units))
 
 
 TARGETS = {
@@ -249,8 +263,6 @@ class ExportUnit:
 
 
 def _read_rows(uri: str) -> Iterator[Row]:
-    if storage.stat(uri) is None:
-        raise InputError(f"{uri} is missing although the pair stage is complete; run it again with --overwrite")
     for batch in storage.read_parquet(uri).to_batches(max_chunksize=_BATCH_ROWS):
         yield from batch.to_pylist()
 
@@ -270,7 +282,7 @@ def export_plan(run: str, config: ExportConfig) -> StagePlan:
 
     Raises:
         InputError: the run holds no finished pair stage.
-        RunMismatchError: the pair stage was planned over other buckets.
+        RunMismatchError: the pairs were made of other buckets or scores than the run has now.
     """
     pair_plan = read_plan(run, "pair")
     if pair_plan is None or not is_complete(run, "pair"):
@@ -279,7 +291,12 @@ def export_plan(run: str, config: ExportConfig) -> StagePlan:
     if len(units) != pair_plan["n_units"]:
         raise RunMismatchError(
             f"{run}: pairs were made of {pair_plan['n_units']} buckets, the trajectories have {len(units)}; "
-            "run the pair stage again with --overwrite"
+            f"run `celr-ray pair --run {run} --overwrite` first"
+        )
+    if pair_plan["settings"].get("score") != read_score_settings(run):
+        raise RunMismatchError(
+            f"{run}: the trajectories were scored again after the pairs were made; run "
+            f"`celr-ray pair --run {run} --overwrite` first"
         )
     return StagePlan("export", {"pair": pair_plan["fingerprint"], **config.model_dump(mode="json")}, units)
 
@@ -295,12 +312,32 @@ def run_export(
         runtime: where to run.
         on_ray: Ray Data instead of a plain loop.
         overwrite: replace an export made with other settings.
+
+    Raises:
+        UsageError: the pairs are unfinished, older than the scores or have lost files, or there is another export.
     """
     plan = export_plan(run, config)
+    check_parts(run, "ingest", "trajectories")
+    check_parts(run, "pair", "pairs", "unpaired")
     work = Work(factory=partial(ExportUnit, config, len(plan.units)))
-    report = run_stage(run, plan, work, runtime, on_ray=on_ray, overwrite=overwrite)
+    find_missing = partial(_find_missing, n_units=len(plan.units))
+    report = run_stage(run, plan, work, runtime, on_ray=on_ray, overwrite=overwrite, find_missing=find_missing)
     _finish(run, config, report)
     return report
+
+
+def _find_missing(manifest: Manifest, names: Collection[str], *, n_units: int) -> list[str]:
+    """Return the files of a finished unit that are gone; test rows stand under train where all of a folder are such."""
+    missing = []
+    for target in TARGETS.values():
+        n_test = manifest["test_rows"].get(target.name, 0)
+        n_train = manifest["rows"].get(target.name, 0) - n_test
+        train, test = (target.path(split, manifest["index"], n_units) for split in ("train", "test"))
+        if n_train and train not in names:
+            missing.append(train)
+        if n_test and test not in names and (n_train or train not in names):
+            missing.append(test)
+    return missing
 
 
 def _finish(run: str, config: ExportConfig, report: StageReport) -> None:

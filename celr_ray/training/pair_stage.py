@@ -15,9 +15,19 @@ import pyarrow.compute as pc
 from celr_ray import storage
 from celr_ray.buckets import POSITION, iter_row_groups, open_part, plan_bucket_units, read_bucket
 from celr_ray.config import PairConfig, RuntimeConfig
-from celr_ray.errors import RunMismatchError
+from celr_ray.errors import InputError, RunMismatchError
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
-from celr_ray.stage import StagePlan, StageReport, is_complete, part_name, read_manifests, read_plan, run_stage
+from celr_ray.stage import (
+    StagePlan,
+    StageReport,
+    check_parts,
+    is_complete,
+    manifest_uri,
+    part_name,
+    read_manifests,
+    read_plan,
+    run_stage,
+)
 from celr_ray.training.pair_summary import Found, make_manifest, make_task_table
 from celr_ray.training.pairing import (
     LIGHT_COLUMNS,
@@ -56,7 +66,7 @@ def pair_plan(run: str, config: PairConfig) -> StagePlan:
     sft_files = [file for uri in config.sft for file in storage.expand(uri)]
     settings = {
         "ingest": ingest["fingerprint"],
-        "score": _score_settings(run),
+        "score": read_score_settings(run),
         "judge": judge["fingerprint"] if judge else None,
         "pair": config.model_dump(),
         "sft": {file.uri: [file.size_bytes, file.modified_ns] for file in sft_files},
@@ -68,8 +78,21 @@ def pair_plan(run: str, config: PairConfig) -> StagePlan:
     return StagePlan("pair", settings, units)
 
 
-def _score_settings(run: str) -> list[dict[str, Any]]:
-    found = {json.dumps(m["score"], sort_keys=True) for m in read_manifests(run, "ingest").values()}
+def read_score_settings(run: str) -> list[dict[str, Any]]:
+    """Return the weights with which the trajectories of a run were scored, in a list; it is empty if there are none.
+
+    Raises:
+        InputError: a manifest of ingest does not say it.
+        RunMismatchError: a command that scores them again has not finished.
+    """
+    manifests = read_manifests(run, "ingest")
+    for index, manifest in manifests.items():
+        if "score" not in manifest:
+            raise InputError(
+                f"{manifest_uri(run, 'ingest', index)} does not say how its part was scored: delete it and run the "
+                "command that ingested the logs again"
+            )
+    found = {json.dumps(manifest["score"], sort_keys=True) for manifest in manifests.values()}
     if len(found) > 1:
         raise RunMismatchError(
             f"{run}: its parts were scored with different weights; finish `celr-ray score --run {run}`"
@@ -88,9 +111,12 @@ def run_pair(
     """Build the preference pairs, KTO rows and task table of a run.
 
     Raises:
-        UsageError: an earlier stage is unfinished, SFT data is missing, or other settings were used before.
+        UsageError: an earlier stage is unfinished or has lost files, SFT data is missing, or other settings were used
+            before.
     """
     plan = pair_plan(run, config)
+    check_parts(run, "ingest", "trajectories")
+    check_parts(run, "judge", "judgments")
     is_large = sum(unit["n_rows"] for unit in plan.units) > _LARGE_ROWS
     on_ray = uses_ray(runtime, is_large=is_large) if on_ray is None else on_ray
     work = Work(partial(_make_pair_unit, config.model_dump()))
