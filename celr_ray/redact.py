@@ -1,6 +1,6 @@
 """Takes secrets out of texts: API keys, tokens, private keys, passwords in URLs and behind names such as `api_key`.
 
-What a secret looks like, detect-secrets decides: its patterns and its own filters, none of ours. This module finds
+What a secret looks like, detect-secrets decides, but for the few patterns that `redact_rules` adds. This module finds
 where the secret stands and where it ends, replaces it by `[REDACTED KIND]`, and keeps JSON readable. The detectors that
 guess by entropy and the one for IP addresses are left out, because they hit ordinary text: docs/redaction.md has the
 figures.
@@ -38,7 +38,9 @@ _WINDOW_CHARS = 16 * 1024
 _MAX_BLOCK_CHARS = 32 * 1024
 
 _PLACEHOLDER = re.compile(r"\[REDACTED [^\[\]\n]{1,60}\]")
-_STRING_LITERAL = re.compile(r'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+"?')
+_STRING_LITERAL = re.compile(r'"[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+(?P<end>"?)')
+_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_CUT_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u[0-9a-fA-F]{0,3}\Z")
 _UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 _BOUNDS = re.compile(r"[\s=:\"']*((?:(?!\[REDACTED )[^\s\"'`\\,;&])*)")
 _TOKEN_TAIL = re.compile(r"[\w-]{0,2048}(?:\.[\w-]{16,2048})?", re.ASCII)
@@ -158,14 +160,32 @@ def _find_values(text: str, rule: Rule) -> Iterator[tuple[int, int]]:
     from detect_secrets.filters.heuristic import is_indirect_reference, is_prefixed_with_dollar_sign
 
     for offset, line in _choose_lines(list(_iter_lines(text)), rule):
-        view = look(line)
+        looked = look(line)
+        whole = line + '"' if offset + len(line) == len(text) else line  # a text that was cut ends in an open string
+        views = dict.fromkeys([whole, _APOSTROPHE.sub("_", whole)])  # for the patterns, an apostrophe ends a value
         for pattern in rule.patterns:
-            if not holds(view, pattern.needs):
+            if not holds(looked, pattern.needs):
                 continue
-            for match in pattern.regex.finditer(line):
+            for match in (match for view in views for match in pattern.regex.finditer(view)):
                 if not is_prefixed_with_dollar_sign(match[pattern.group]) and not is_indirect_reference(line):
                     start, end = match.span(pattern.group)
-                    yield offset + start, offset + end
+                    yield offset + start, offset + _end_of_string(line, start, end)
+
+
+def _end_of_string(line: str, start: int, end: int) -> int:
+    """Return where a quoted value ends: a quote that is escaped, before which the patterns stop, is part of it."""
+    while end < len(line) and _is_escaped(line, start, end):
+        quote = line[end]
+        end += 1
+        while end < len(line) and line[end] != quote:
+            end += 1
+    return end
+
+
+def _is_escaped(line: str, start: int, place: int) -> bool:
+    """Tell whether an odd number of backslashes stands before a place."""
+    before = line[start:place]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
 
 
 def _choose_lines(lines: Sequence[tuple[int, str]], rule: Rule) -> Iterator[tuple[int, str]]:
@@ -211,20 +231,24 @@ def _replace_spans(text: str, rules: _Rules) -> tuple[str, Counts]:
 
 
 def _replace_in_literals(text: str, rules: _Rules, depth: int) -> tuple[str, Counts]:
-    """Redact the string literals of a text that are JSON, each as the text it stands for, however deep it is quoted."""
+    """Redact the string literals of a text that are JSON, each as the text it stands for, however deep it is quoted.
+
+    One without a closing quote, as a cut line has, is read as far as it goes.
+    """
     counts: Counts = Counter()
 
     def replace(match: re.Match[str]) -> str:
-        literal = match[0]
+        literal, is_open = match[0], not match["end"]
         try:
-            value = json.loads(literal)
+            value = json.loads(_CUT_ESCAPE.sub(r"\1", literal) + '"' if is_open else literal)
         except ValueError:
             return literal
         redacted, found = _redact_once(value, rules, depth=depth + 1)
         if not found:
             return literal
         counts.update(found)
-        return _quote(redacted, keep_letters=not literal.isascii())
+        quoted = _quote(redacted, keep_letters=not literal.isascii())
+        return quoted[:-1] if is_open else quoted
 
     return _STRING_LITERAL.sub(replace, text), counts
 

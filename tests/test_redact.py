@@ -6,6 +6,7 @@ No secret stands here in one piece: each is put together, so that scanners of th
 import json
 import random
 import re
+import string
 import time
 from pathlib import Path
 
@@ -464,3 +465,84 @@ def test_no_order_of_texts_changes_a_result():
     expected = {text: redact_text(text) for text in texts}
     random.Random(1).shuffle(texts)
     assert {text: redact_text(text) for text in texts} == expected
+
+
+# ---------------------------------------------------------------- keys of many forms, cut texts, quotes in passwords
+
+
+@pytest.mark.parametrize("kind", ["proj", "svcacct", "admin"])
+@pytest.mark.parametrize("frame", ["{}", "OPENAI_API_KEY={}\nnext", '{{"k": "{}"}}', "Authorization: Bearer {} -v"])
+def test_random_openai_keys_go_whole(kind, frame):
+    source = random.Random(kind)
+    alphabet = string.ascii_letters + string.digits + "-_"
+    for _ in range(50):
+        parts = ["".join(source.choices(alphabet, k=74)) for _ in range(2)]
+        redacted, counts = redact_text(frame.format("sk-" + f"{kind}-{parts[0]}" + "T3Blbk" + f"FJ{parts[1]}"))
+        assert redacted == frame.format("[REDACTED OpenAI Token]")
+        assert counts == {"OpenAI Token": 1}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "aws_secret_access_key = {}",
+        "export AWS_SECRET_ACCESS_KEY={}",
+        "AWS_SECRET_ACCESS_KEY: {}\n",
+        "aws secret key {};",
+    ],
+)
+def test_random_aws_secret_keys_go_without_quotes(frame):
+    source = random.Random(1)
+    for _ in range(50):
+        key = "aB3" + "".join(source.choices(string.ascii_letters + string.digits + "/+", k=37))
+        redacted, _ = redact_text(frame.format(key))
+        assert redacted == frame.format("[REDACTED AWS Access Key]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aws s3 cp s3://key/" + "0123456789abcdef" * 4 + " .",
+        "the aws key docs are at " + "a/b/" * 10,
+        "aws key commit 1234567890abcdef1234567890abcdef12345678",
+    ],
+)
+def test_paths_and_hashes_near_the_name_of_aws_stay(text):
+    assert redact_text(text) == (text, {})
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_text_that_was_cut_anywhere_shows_no_password(depth):
+    secret = SECRETS["Secret Keyword"]
+    text = json.dumps({"user": "é mia", "password": secret, "note": "x\ty \\ z", "token": SECRETS["GitHub Token"]})
+    for _ in range(depth):
+        text = json.dumps([{"role": "tool", "content": f"out:\n{text}"}])
+    begin = text.index(secret)
+    for end in range(begin + 1, len(text)):
+        redacted, _ = redact_text(text[:end])
+        assert secret[:2] not in redacted, text[:end]
+        assert redacted.startswith(text[:8])
+
+
+def test_a_rejected_line_that_was_cut_shows_no_password(tmp_path):
+    secret = SECRETS["Secret Keyword"]
+    record = {"messages": [{"role": "tool", "content": json.dumps({"password": secret, "more": "x" * 99})}]}
+    log = tmp_path / "logs.jsonl"
+    log.write_text(json.dumps(record)[:-60])
+    ingest(tmp_path / "run", log, redact=True)
+    (row,) = quarantine(tmp_path / "run")
+    assert secret not in row.raw
+    assert "[REDACTED Secret Keyword]" in row.raw
+
+
+@pytest.mark.parametrize("password", ['ab"cd-tail', "it's-long", 'a"b"c-end', "back\\slash", 'end\\"x'])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_quotes_in_a_password_end_it_not(password, depth):
+    text = json.dumps({"password": password, "n": 1})
+    for _ in range(depth):
+        text = json.dumps({"arguments": text})
+    redacted, counts = redact_text(text, is_json=True)
+    for _ in range(depth):
+        redacted = json.loads(redacted)["arguments"]
+    assert json.loads(redacted) == {"password": "[REDACTED Secret Keyword]", "n": 1}
+    assert counts == {"Secret Keyword": 1}
