@@ -1,8 +1,10 @@
 """Damaged input goes to quarantine with file, offset, line and reason; the job goes on; no row is lost."""
 
+import contextlib
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -126,6 +128,31 @@ def test_truncated_gz_keeps_its_whole_lines(tmp_path, good_lines):
     assert row.line == report.counts["rows_out"] + 1
     ids = {r["task_id"] for r in read_rows(tmp_path / "run")}
     assert ids == {f"celr/t{i}" for i in range(report.counts["rows_out"])}
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("n_lines", [3, 5000])
+def test_garbage_after_packed_lines_costs_none_of_them(tmp_path, good_lines, codec, n_lines):
+    lines = [changed(good_lines[0], task_id=f"t{i}") for i in range(n_lines)]
+    packed = pa.compress(b"\n".join(lines) + b"\n", codec=codec, asbytes=True)
+    path = tmp_path / f"a.jsonl.{'gz' if codec == 'gzip' else 'zst'}"
+    path.write_bytes(packed + b"no more of it")
+    report = ingest(tmp_path / "run", path)
+    assert (report.counts["rows_out"], report.counts["rejected"]) == (n_lines, 1)
+    assert "damaged compressed file" in quarantine(tmp_path / "run")[0].reason
+
+
+def test_all_that_can_be_unpacked_of_a_truncated_zst_is_kept(tmp_path, good_lines):
+    noise = [changed(good_lines[0], task_id=f"t{i}", output=str(hash((i, "x")) ** 3)) for i in range(600)]
+    packed = pa.compress(b"\n".join(noise), codec="zstd", asbytes=True)
+    (tmp_path / "cut.jsonl.zst").write_bytes(packed[: len(packed) * 2 // 3])
+    stream, text = pa.CompressedInputStream(pa.BufferReader(packed[: len(packed) * 2 // 3]), "zstd"), b""
+    with contextlib.suppress(OSError):
+        while piece := stream.read(1):
+            text += piece
+    report = ingest(tmp_path / "run", tmp_path / "cut.jsonl.zst")
+    assert report.counts["rows_out"] == text.count(b"\n") > 50
+    assert report.counts["rejected"] == 1
 
 
 def test_truncated_gz_document_is_rejected_whole(tmp_path, demo_logs):

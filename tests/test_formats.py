@@ -5,6 +5,7 @@ import json
 import random
 import re
 
+import msgspec
 import pytest
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,8 @@ from runs import ingest, pair, quarantine, read_rows
 from celr_ray.config import IngestConfig
 from celr_ray.errors import RecordError
 from celr_ray.logs.api import normalise_record
-from celr_ray.logs.registry import READERS
+from celr_ray.logs.base import SingleRecordReader, SourceContext
+from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.schema import Trajectory
 
 SAMPLES = {"swe_agent": 3, "mini_swe_agent": 2, "intercode": 10, "reflexion": 10}
@@ -75,6 +77,28 @@ def test_formats_mixed_in_one_file_are_told_apart(tmp_path, data, demo_logs):
     counts = ingest(tmp_path / "run", tmp_path / "mixed.jsonl").counts
     found = {key.removeprefix("formats."): n for key, n in counts.items() if key.startswith("formats.")}
     assert found == {**SAMPLES, "celr_benchmark": 5, "chat": 5}
+
+
+def test_what_passes_for_a_record_of_a_format_is_recognised_as_one():
+    """Else the format of a record would depend on the record before it, and so on where a file is cut."""
+    for name, reader in READERS.items():
+        if not reader.shares_keys and isinstance(reader.read, SingleRecordReader):
+            required = {field.encode_name for field in msgspec.structs.fields(reader.read.record) if field.required}
+            for others in ({"else"}, {"messages"}, {"history"}, {"id", "info", "model"}):
+                keys = frozenset(required | others)
+                assert next(other for other in READERS if READERS[other].matches(keys)) == name
+
+
+def test_a_chat_log_with_a_history_is_one_behind_any_record(data):
+    chat = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], "history": []}
+    chat["history"] = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "then"}]
+    raw = json.dumps(chat).encode()
+    alone = RecordReader("auto").read(raw, SourceContext("a.jsonl"))
+    for name in SAMPLES:
+        reader = RecordReader("auto")
+        reader.read(json.dumps(read_sample(data, name)[0]).encode(), SourceContext("a.jsonl"))
+        assert reader.read(raw, SourceContext("a.jsonl")) == alone
+    assert alone[0][0] == "chat"
 
 
 def test_swe_agent_tool_calls_written_as_python_text(rows, data):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from celr_ray import storage
 
 BLOCK_BYTES = 4 * 2**20
 _PACKED_BYTES = 256 * 1024
+_ZSTD_PIECES = (_PACKED_BYTES, 4096, 1)
 _HEAD_BYTES = 64 * 1024
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _LINE_EXTENSIONS = (".jsonl", ".ndjson")
@@ -191,17 +193,46 @@ def _read_gzip(source: pa.NativeFile) -> Iterator[bytes]:
                 packed = source.read(_PACKED_BYTES)
             if not packed:
                 raise OSError("the gzip stream ends before its end marker")
-            block = member.decompress(packed, BLOCK_BYTES)
+            before = member.copy()
+            try:
+                block = member.decompress(packed, BLOCK_BYTES)
+            except zlib.error:
+                yield from _inflate_to_damage(before, packed)
+                raise
             packed = member.unconsumed_tail
             if block:
                 yield block
         packed = (member.unused_data or source.read(_PACKED_BYTES)).lstrip(b"\0")
 
 
+def _inflate_to_damage(member: zlib._Decompress, packed: bytes) -> Iterator[bytes]:
+    """Yield what stands before the damage in packed bytes: a decoder that fails gives nothing of what it was given."""
+    with suppress(zlib.error):
+        for place in range(len(packed)):
+            if block := member.decompress(packed[place : place + 1]):
+                yield block
+
+
 def _read_zstd(source: pa.NativeFile) -> Iterator[bytes]:
-    stream = pa.CompressedInputStream(source, "zstd")
-    while block := stream.read(_PACKED_BYTES):
-        yield block
+    """Decompress zstd frames; before damage, in ever smaller pieces: a read that fails gives none of its bytes."""
+    start, n_read = source.tell(), 0
+    streams = []  # a stream that is deleted closes the file below it
+    for size in _ZSTD_PIECES:
+        source.seek(start)
+        stream = pa.CompressedInputStream(source, "zstd")
+        streams.append(stream)
+        place = 0
+        try:
+            while place < n_read:
+                place += len(stream.read(min(_PACKED_BYTES, n_read - place)))
+            while block := stream.read(size):
+                n_read += len(block)
+                yield block
+        except OSError:
+            if size == _ZSTD_PIECES[-1]:
+                raise
+        else:
+            return
 
 
 def _looks_like_lines(head: bytes) -> bool:

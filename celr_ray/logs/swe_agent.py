@@ -280,6 +280,7 @@ SWE_AGENT = LogReader(
         "info.model_stats.tokens_sent",
         "replay_config.env",
     ),
+    shares_keys=True,
 )
 MINI_SWE_AGENT = LogReader(
     "mini_swe_agent",
