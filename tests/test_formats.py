@@ -306,6 +306,26 @@ def test_reflexion_domain_and_trial_from_the_file_name(tmp_path):
     assert "no domain" in quarantine(tmp_path / "run")[0].reason
 
 
+def test_reflexion_runs_as_its_program_leaves_them(tmp_path):
+    """Folders name the domain, files the trial; an environment may leave the same record in several of them."""
+    folder = tmp_path / "webshop-study" / "alfworld_runs" / "root" / "base_run"
+    folder.mkdir(parents=True)
+    records = [{"name": f"env_{i}", "memory": [], "is_success": False} for i in range(2)]
+    for trial in range(3):
+        (folder / f"env_results_trial_{trial}.json").write_text(json.dumps(records))
+    ingest(tmp_path / "run", tmp_path / "webshop-study")
+    assert sorted((row["task_id"], row["n_retries"]) for row in read_rows(tmp_path / "run")) == [
+        (f"reflexion/alfworld/env_{i}", trial) for i in range(2) for trial in range(3)
+    ]
+    assert pair(tmp_path / "run").counts["duplicates"] == 0
+
+
+def test_several_documents_in_a_file_are_told_as_such(tmp_path):
+    (tmp_path / "a.json").write_text('{\n"a": 1\n}\n{\n"a": 2\n}\n')
+    ingest(tmp_path / "run", tmp_path / "a.json")
+    assert "several documents, write one a line" in quarantine(tmp_path / "run")[0].reason
+
+
 def make_chat(*messages, **fields):
     start = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     return {"messages": [*start, *messages], **fields}

@@ -110,7 +110,7 @@ class _UnitReader:
     def read_range(self, part: FileRange) -> None:
         """Read every record that starts in a byte range."""
         reader = RecordReader(self._ingest.format)
-        context = SourceContext(part.uri.rsplit("/", 1)[-1], self._task_texts)
+        context = SourceContext.of_file(part.uri, self._task_texts)
         counter = LineCounter()
         for value in iter_values(part, self._ingest.max_record_bytes, counter):
             if value.damage is not None:

@@ -53,6 +53,8 @@ class ParsedRun(msgspec.Struct, gc=False):
     n_steps_completed: int | None = None
     n_retries: int | None = None
     n_hidden_messages: int = 0
+    file_key: str = ""
+    """What of the run only its file's name tells; part of its id, where the records of several files are alike."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,18 @@ class SourceContext:
     Attributes:
         file_name: last part of the source's path; some formats keep model and domain only there.
         task_texts: task text by task_id, from task definition files among the inputs.
+        folder: what stands before the file name.
     """
 
     file_name: str = ""
     task_texts: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+
+    @classmethod
+    def of_file(cls, uri: str, task_texts: Mapping[str, str]) -> SourceContext:
+        """Return what a reader may know of a file's records."""
+        folder, _, name = uri.rpartition("/")
+        return cls(name, task_texts, folder)
 
 
 class ReadItem(NamedTuple):
@@ -117,7 +127,8 @@ def decode(decoder: msgspec.json.Decoder[Any], raw: bytes | memoryview) -> Any:
     except UnicodeDecodeError as error:
         raise RecordError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except msgspec.DecodeError as error:
-        raise RecordError(f"not valid JSON: {error}") from error
+        several = " (if these are several documents, write one a line)" if "trailing characters" in str(error) else ""
+        raise RecordError(f"not valid JSON: {error}{several}") from error
     except RecursionError as error:
         raise RecordError("not usable JSON: nested too deep") from error
 

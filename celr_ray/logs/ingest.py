@@ -50,11 +50,11 @@ def task_texts_uri(run: str) -> str:
 
 def make_trajectory_id(raw: bytes | memoryview, run: ParsedRun) -> str:
     """Return the id of a run that was read from a record's bytes; see `make_record_id`."""
-    return make_record_id(raw, run.task_id, run.model)
+    return make_record_id(raw, run.task_id, run.model, run.file_key)
 
 
-def make_record_id(raw: bytes | memoryview, task_id: str, model: str | None) -> str:
-    """Return 32 hex digits: the 128-bit XXH3 of the record's bytes, its task and its model.
+def make_record_id(raw: bytes | memoryview, task_id: str, model: str | None, file_key: str = "") -> str:
+    """Return 32 hex digits: the 128-bit XXH3 of the record's bytes, its task and its model, and its file key if any.
 
     Equal for exact copies of a record in other files; different for two runs that differ anywhere: the chance that any
     two of a thousand million records meet is about 10⁻²¹. XXH3 is fast, not cryptographic: it guards against chance,
@@ -63,6 +63,8 @@ def make_record_id(raw: bytes | memoryview, task_id: str, model: str | None) -> 
     """
     digest = xxhash.xxh3_128(raw)
     digest.update(f"\0{task_id}\0{model}".encode())
+    if file_key:
+        digest.update(f"\0{file_key}".encode())
     return digest.hexdigest()
 
 
@@ -83,7 +85,7 @@ class _UnitReader:
     def read_range(self, part: FileRange) -> None:
         """Read every record that starts in a byte range."""
         reader = RecordReader(self._config.format)
-        context = SourceContext(part.uri.rsplit("/", 1)[-1], self._task_texts)
+        context = SourceContext.of_file(part.uri, self._task_texts)
         counter = LineCounter()
         for value in iter_values(part, self._config.max_record_bytes, counter):
             if value.damage is not None:

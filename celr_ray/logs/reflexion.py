@@ -27,26 +27,27 @@ class _Trial(msgspec.Struct, gc=False):
     source_domain: str | None = msgspec.field(default=None, name="_domain")
 
 
-def _find_domain(record: _Trial, file_name: str) -> str:
+def _find_domain(record: _Trial, context: SourceContext) -> str:
     """Return the environments' family: every family has its own env_0.
 
     Raises:
-        RecordError: neither the record nor the file's name tells it.
+        RecordError: neither the record nor the file's path tells it.
     """
     own = record.domain or record.source_domain
     if own and own.strip():
         return own.strip().removesuffix("_runs")
-    named = next((domain for domain in _DOMAINS if domain in file_name.lower()), None)
-    if named is None:
-        raise RecordError(
-            f"no domain: {record.name[:40]!r} exists in several; put alfworld, webshop or hotpotqa into the file's "
-            'name, or "domain" into the record'
-        )
-    return named
+    for part in reversed(f"{context.folder}/{context.file_name}".lower().split("/")):
+        for domain in _DOMAINS:
+            if domain in part:
+                return domain
+    raise RecordError(
+        f"no domain: {record.name[:40]!r} exists in several; put alfworld, webshop or hotpotqa into the file's name or "
+        'folder, or "domain" into the record'
+    )
 
 
 def _parse(record: _Trial, context: SourceContext) -> ParsedRun:
-    domain = _find_domain(record, context.file_name)
+    domain = _find_domain(record, context)
     named = _TRIAL.search(context.file_name)
     trial = record.trial if record.trial is not None else int(named[1]) if named else None
     is_repeat = record.is_success and trial != len(record.memory)
@@ -57,6 +58,7 @@ def _parse(record: _Trial, context: SourceContext) -> ParsedRun:
         domain=domain,
         success=record.is_success,
         n_retries=None if is_repeat else trial,
+        file_key="" if record.trial is not None or trial is None else f"trial-{trial}",
     )
 
 
