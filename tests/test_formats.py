@@ -365,6 +365,61 @@ def test_chat_message_shapes():
     assert [m["name"] for m in row["messages"] if m["role"] == "tool"] == ["f", "g"]
 
 
+def test_anthropic_parts_are_calls_and_tool_messages():
+    use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "é", "n": 1.5}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "found"}]}
+    thought = {"type": "thinking", "thinking": "I guess it failed", "signature": "x"}
+    run = normalise_record(
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Where?"}]},
+                {"role": "assistant", "content": [thought, {"type": "text", "text": "Let me see"}, use]},
+                {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]},
+                {"role": "assistant", "content": [thought]},
+                {"role": "assistant", "content": [{**use, "id": "toolu_2", "name": "end", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_2"}]},
+                {"role": "assistant", "content": "There."},
+            ]
+        }
+    )
+    told = [(m["role"], m["content"], m["name"], m["tool_call_id"]) for m in run["messages"]]
+    assert told == [
+        ("user", "Where?", None, None),
+        ("assistant", "Let me see", None, None),
+        ("tool", "found", "look", "call_1"),
+        ("user", "And now?", None, None),
+        ("assistant", None, None, None),
+        ("tool", None, "end", "call_2"),
+        ("assistant", "There.", None, None),
+    ]
+    calls = [json.loads(m["tool_calls"])[0] for m in run["messages"] if m["tool_calls"]]
+    assert [(call["id"], call["function"]["name"]) for call in calls] == [("call_1", "look"), ("call_2", "end")]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"at": "é", "n": 1.5}
+    assert (run["n_hidden_messages"], run["n_steps"]) == (2, 3)
+    for parts, reason in (([{"type": "tool_use"}], "without the name"), ([{**result, "content": 5}], "tool_result")):
+        with pytest.raises(RecordError, match=reason):
+            normalise_record(make_chat({"role": "user", "content": parts}))
+
+
+def test_attempts_of_swe_agent_are_runs_of_their_own(tmp_path, data):
+    source = read_sample(data, "swe_agent")[0]
+    settings = source.pop("replay_config")
+    attempts = [{**source, "info": {"exit_status": status}} for status in ("submitted", "exit_cost")]
+    broken = {"trajectory": []}
+    best = {**attempts[0], "attempts": [*attempts, broken], "replay_config": settings}
+    (tmp_path / "a.traj").write_text(json.dumps(best))
+    (tmp_path / "b.traj").write_text(json.dumps({"attempts": attempts}))
+    counts = ingest(tmp_path / "run", tmp_path / "a.traj", tmp_path / "b.traj").counts
+    assert (counts["rows_in"], counts["rows_out"], counts["rejected"]) == (5, 4, 1)
+    rows = read_rows(tmp_path / "run")
+    assert {row["source_format"] for row in rows} == {"swe_agent"}
+    assert sorted((row["status"], row["source_index"]) for row in rows) == [("STUCK", 1)] * 2 + [("UNKNOWN", 0)] * 2
+    (row,) = quarantine(tmp_path / "run")
+    assert (row.index, "history" in row.reason) == (2, True)
+    single = ingest(tmp_path / "single", data / "swe_agent.jsonl.gz")
+    assert single.counts["rows_out"] == 3
+
+
 def test_real_conversations_as_chat(demo_logs, tmp_path):
     """The messages of tau-bench are OpenAI's own: read as chat, they are the same."""
     with gzip.open(demo_logs / "gpt-4o-airline.json.gz") as source:

@@ -8,7 +8,7 @@ first user message, so runs that began alike are runs of one task.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -41,16 +41,24 @@ _ROLES = {
 
 
 class ContentPart(msgspec.Struct, gc=False):
-    """One part of a message's content; `source` is read only for its media type."""
+    """One part of a message's content; `source` is read only for its media type, all below it is of Anthropic's."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     source: Any = None
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+    tool_use_id: str | None = None
+    content: Any = None
 
 
 Content = str | list[ContentPart] | None
 """What a message's content may be: text, parts, or nothing."""
+
+_TOOL_PARTS = ("tool_use", "tool_result")
+_THOUGHTS = ("thinking", "redacted_thinking")
 
 
 class ChatFunction(msgspec.Struct, gc=False):
@@ -112,10 +120,52 @@ def read_content(content: Content) -> tuple[str | None, int]:
     return "\n".join(texts), hidden
 
 
+def _count_parts(content: Content, kinds: Collection[str]) -> int:
+    return sum(part.type in kinds for part in content) if isinstance(content, list) else 0
+
+
+def _without_parts(content: Content, kinds: Collection[str]) -> Content:
+    """Return a content without its parts of some kinds; nothing, if nothing else was there."""
+    if not _count_parts(content, kinds):
+        return content
+    return [part for part in content or () if isinstance(part, ContentPart) and part.type not in kinds] or None
+
+
+def _iter_unfolded(messages: Iterable[ChatMessage]) -> Iterator[ChatMessage]:
+    """Yield messages with Anthropic's tool parts as the tool calls and tool messages that they are.
+
+    Raises:
+        RecordError: a tool call has no name, or the content of a tool's result is no content.
+    """
+    for message in messages:
+        if not _count_parts(message.content, _TOOL_PARTS):
+            yield message
+            continue
+        parts = [part for part in message.content or () if isinstance(part, ContentPart)]
+        for part in parts:
+            if part.type == "tool_result":
+                try:
+                    content: Content = msgspec.convert(part.content, Content)
+                except msgspec.ValidationError as error:
+                    raise RecordError(f"wrong shape: content of a tool_result: {error}") from error
+                yield ChatMessage("tool", content, tool_call_id=part.tool_use_id)
+        calls = [_read_tool_use(part) for part in parts if part.type == "tool_use"]
+        rest = _without_parts(message.content, _TOOL_PARTS)
+        if calls or rest:
+            yield msgspec.structs.replace(message, content=rest, tool_calls=[*(message.tool_calls or ()), *calls])
+
+
+def _read_tool_use(part: ContentPart) -> ChatToolCall:
+    if not part.name:
+        raise RecordError("a tool_use without the name of its tool")
+    return ChatToolCall(ChatFunction(part.name, part.input if isinstance(part.input, dict) else "{}"), part.id)
+
+
 def read_messages(messages: Iterable[ChatMessage]) -> tuple[list[ParsedMessage], int]:
     """Return messages with running call ids, and how many content parts became placeholders.
 
-    A tool message without a name gets that of the call it answers.
+    A tool message without a name gets that of the call it answers. Anthropic's parts `tool_use` and `tool_result`
+    become tool calls and tool messages; its `thinking` is left out, and counted.
 
     Raises:
         RecordError: a role is unknown.
@@ -124,11 +174,15 @@ def read_messages(messages: Iterable[ChatMessage]) -> tuple[list[ParsedMessage],
     names: dict[str, str] = {}
     parsed = []
     hidden = 0
-    for message in messages:
+    for message in _iter_unfolded(messages):
         role = _ROLES.get(message.role)
         if role is None:
             raise RecordError(f"unknown message role {message.role[:40]!r}")
-        content, n_placeholders = read_content(message.content)
+        thoughts = _count_parts(message.content, _THOUGHTS)
+        hidden += thoughts
+        content, n_placeholders = read_content(_without_parts(message.content, _THOUGHTS))
+        if thoughts and content is None and not message.tool_calls:
+            continue
         hidden += n_placeholders
         own_calls = list(message.tool_calls or ())
         if message.function_call is not None:

@@ -4,7 +4,8 @@ Neither file says whether the task was solved: that is decided later by the benc
 outcome is null. How a run ended (`exit_status`), what it cost and what it submitted are not put into
 messages; a message that the program wrote in the agent's place when it stopped the run ("Exit due to cost
 limit") is left out with all that follows it. Demonstrations are another run, copied into the context of this one,
-and left out too. Both are counted in `n_hidden_messages`.
+and left out too. Both are counted in `n_hidden_messages`. Where SWE-agent tried several times (its RetryAgent), each of
+the `attempts` is a run, and the copy of the best one beside them is none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -23,6 +24,7 @@ from celr_ray.logs.base import (
     LogReader,
     ParsedMessage,
     ParsedRun,
+    ReadItem,
     SourceContext,
     decode,
     make_task_id,
@@ -86,11 +88,12 @@ class _ReplayConfig(msgspec.Struct, gc=False):
 
 
 class _Run(msgspec.Struct, gc=False):
-    history: list[_HistoryMessage]
+    history: list[_HistoryMessage] | None = None
     trajectory: list[_TrajectoryStep] = []
     info: _Info | None = None
     replay_config: _ReplayConfig | str | None = None
     path: str | None = msgspec.field(default=None, name="_path")
+    attempts: list[msgspec.Raw] | None = None
 
 
 class _MiniModel(msgspec.Struct, gc=False):
@@ -119,6 +122,7 @@ class _MiniRun(msgspec.Struct, gc=False):
     path: str | None = msgspec.field(default=None, name="_path")
 
 
+_RUN_DECODER = msgspec.json.Decoder(_Run)
 _REPLAY_DECODER = msgspec.json.Decoder(_ReplayConfig)
 _CALLS_DECODER = msgspec.json.Decoder(list[ChatToolCall])
 
@@ -196,7 +200,26 @@ def _task_id(source: str, own: str | None, messages: Sequence[ParsedMessage]) ->
     return make_task_id(source, None, own) if own else make_prompt_task_id(source, messages)
 
 
+def _read(raw: bytes, context: SourceContext) -> Iterator[ReadItem]:
+    run: _Run = decode(_RUN_DECODER, raw)
+    if not run.attempts:
+        yield ReadItem(0, raw, _parse(run, context))
+        return
+    for position, item in enumerate(run.attempts):
+        own = bytes(item)
+        try:
+            attempt: _Run = decode(_RUN_DECODER, own)
+            attempt.path = attempt.path or run.path
+            attempt.replay_config = attempt.replay_config or run.replay_config
+            result: ParsedRun | RecordError = _parse(attempt, context)
+        except RecordError as error:
+            result = error
+        yield ReadItem(position, own, result)
+
+
 def _parse(run: _Run, context: SourceContext) -> ParsedRun:
+    if run.history is None:
+        raise RecordError("wrong shape: Object missing required field `history`")
     chat = [
         ChatMessage(
             message.role,
@@ -254,6 +277,8 @@ def _parse_mini(run: _MiniRun, context: SourceContext) -> ParsedRun:
 
 def _is_swe_agent(keys: frozenset[str]) -> bool:
     own = {key for key in keys if not key.startswith("_")}
+    if "attempts" in own:
+        return own == {"attempts"} or not own.isdisjoint(("trajectory", "replay_config"))
     return "history" in own and (own == {"history"} or not own.isdisjoint(("trajectory", "info", "environment")))
 
 
@@ -267,7 +292,8 @@ _NO_OUTCOME = ("domain", "success", "reward", "duration_s", "n_steps_completed",
 SWE_AGENT = LogReader(
     "swe_agent",
     _is_swe_agent,
-    single_record_reader(msgspec.json.Decoder(_Run), _parse),
+    _read,
+    record=_Run,
     lacks=_NO_OUTCOME,
     unmapped=(
         "environment",
