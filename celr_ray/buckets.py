@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from celr_ray import storage
+from celr_ray.run_folder import part_name, read_manifests
 from celr_ray.schema import TRAJECTORY_SCHEMA
-from celr_ray.stage import part_name, read_manifests
 
 
 def assign_bucket(task_id: str, n_buckets: int) -> int:

@@ -65,7 +65,7 @@ def _finish(run: str, job: Any, report: Any) -> None:
 
 def _score(job: ScoreJob) -> str:
     from celr_ray.logs.ingest import run_ingest
-    from celr_ray.stage import check_run_folder
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.training.pipeline import run_rescore
 
     if job.logs:
@@ -86,7 +86,7 @@ def _check_ingest_settings(command: str, job: ScoreJob | ConvertJob) -> None:
     Raises:
         ConfigError: one differs.
     """
-    from celr_ray.stage import read_plan
+    from celr_ray.run_folder import read_plan
 
     plan = read_plan(job.run, "ingest")
     stored = plan["settings"].get("ingest", {}) if plan else {}
@@ -103,7 +103,7 @@ def _check_ingest_settings(command: str, job: ScoreJob | ConvertJob) -> None:
 
 def _stale_pairs(run: str, report: Any) -> str:
     """Say so if the run's pairs were made before what has just been done."""
-    from celr_ray.stage import read_plan
+    from celr_ray.run_folder import read_plan
 
     if not report.units_run or read_plan(run, "pair") is None:
         return ""
@@ -114,7 +114,7 @@ def _convert(job: ConvertJob) -> str:
     from celr_ray.config import ScoreConfig
     from celr_ray.logs.convert import run_convert
     from celr_ray.logs.ingest import run_ingest
-    from celr_ray.stage import check_run_folder
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.storage import join
 
     rejected = ""
@@ -131,7 +131,7 @@ def _convert(job: ConvertJob) -> str:
 
 
 def _judge(job: JudgeJob) -> str:
-    from celr_ray.stage import check_run_folder
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.training.judge import run_judge
     from celr_ray.training.pipeline import uses_ray_for_judge
 
@@ -147,7 +147,7 @@ def _judge(job: JudgeJob) -> str:
 
 
 def _pair(job: PairJob) -> str:
-    from celr_ray.stage import check_run_folder
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.training.pair_stage import run_pair
 
     check_run_folder(job.run, must_exist=True)
@@ -160,8 +160,8 @@ def _pair(job: PairJob) -> str:
 
 
 def _export(job: ExportJob) -> str:
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.runtime import uses_ray
-    from celr_ray.stage import check_run_folder
     from celr_ray.storage import join
     from celr_ray.training.export import run_export
 
@@ -257,7 +257,7 @@ def _policy_rollback(job: PolicyRollbackJob) -> str:
 
 def _report(job: ReportJob) -> str:
     from celr_ray.report import run_report
-    from celr_ray.stage import check_run_folder
+    from celr_ray.run_folder import check_run_folder
     from celr_ray.training.pipeline import shorten_path
 
     check_run_folder(job.run, must_exist=True)

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from celr_ray import storage
 from celr_ray.buckets import assign_bucket
+from celr_ray.run_folder import manifest_uri, part_name, plan_uri
 from celr_ray.schema import KTO_SCHEMA, PAIR_SCHEMA, TRAJECTORY_SCHEMA, KtoRow, Message, PreferencePair, Trajectory
-from celr_ray.stage import manifest_uri, part_name, plan_uri
 
 POLICY = "# Airline Agent Policy\nYou may cancel a flight within 24 hours of booking. Deny all else."
 

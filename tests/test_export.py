@@ -29,7 +29,7 @@ from celr_ray import storage
 from celr_ray.config import ExportConfig, RuntimeConfig
 from celr_ray.core.trainer import export_to_dpo, export_to_sharegpt, export_to_spin
 from celr_ray.errors import ConservationError, InputError, RunMismatchError
-from celr_ray.stage import plan_uri, read_manifests
+from celr_ray.run_folder import plan_uri, read_manifests
 from celr_ray.training import export
 from celr_ray.training.export import is_test_task, rank_successes, run_export
 

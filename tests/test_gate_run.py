@@ -40,7 +40,7 @@ from celr_ray.cortex.registry import PolicyRegistry
 from celr_ray.cortex.transitions import read_dataset_record
 from celr_ray.errors import InputError, PolicyError, RunMismatchError
 from celr_ray.report.gate_page import render_gate_page
-from celr_ray.stage import read_manifests
+from celr_ray.run_folder import read_manifests
 from celr_ray.testing import FakeClient
 
 CONFIG = GateConfig(replays=4)

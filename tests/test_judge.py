@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from celr_ray import stage, storage
+from celr_ray import run_folder, stage, storage
 from celr_ray.buckets import assign_bucket
 from celr_ray.config import JudgeConfig, RuntimeConfig
 from celr_ray.errors import ConfigError, InputError, ModelError, RunMismatchError
@@ -267,12 +267,12 @@ def write_run(folder: Path, parts: list[list[dict[str, Any]]]) -> str:
         sizes = Counter(row["bucket"] for row in ordered)
         groups = [[bucket, sizes[bucket]] for bucket in sorted(sizes)]
         table = pa.Table.from_pylist(ordered, schema=TRAJECTORY_SCHEMA)
-        uri = storage.join(run, "trajectories", stage.part_name(index))
+        uri = storage.join(run, "trajectories", run_folder.part_name(index))
         storage.write_parquet(uri, table, [size for _, size in groups])
         manifest = {"index": index, "rows_in": len(rows), "rows_out": len(rows), "rejected": 0, "row_groups": groups}
-        storage.write_json(stage.manifest_uri(run, "ingest", index), manifest)
+        storage.write_json(run_folder.manifest_uri(run, "ingest", index), manifest)
     plan = {"settings": {"ingest": {"n_buckets": 8}}, "fingerprint": "x", "n_units": len(parts)}
-    storage.write_json(stage.plan_uri(run, "ingest"), plan)
+    storage.write_json(run_folder.plan_uri(run, "ingest"), plan)
     return run
 
 
@@ -334,9 +334,9 @@ def test_resume_runs_only_what_is_missing_and_gives_the_same_files(run: str) -> 
     first, second = FakeJudge(), FakeJudge()
     report = run_judge(run, config, LOOP, on_ray=False, llm=first)
     assert len(first.requests) == 16
-    uri = storage.join(run, "judgments", stage.part_name(1))
+    uri = storage.join(run, "judgments", run_folder.part_name(1))
     before = storage.read_bytes(uri)
-    storage.delete_file(stage.manifest_uri(run, "judge", 1))
+    storage.delete_file(run_folder.manifest_uri(run, "judge", 1))
     again = run_judge(run, config, LOOP, on_ray=False, llm=second)
     assert again.units_run == 1
     assert {**again.counts, **_EFFORT} == {**report.counts, **_EFFORT}

@@ -20,8 +20,9 @@ from celr_ray.cli import main
 from celr_ray.errors import OutputError
 from celr_ray.lock import LOCK_NAME, run_lock
 from celr_ray.owner import STALE_S, encode_owner, forget_owner, make_owner
+from celr_ray.run_folder import check_run_folder
 from celr_ray.runtime import Work
-from celr_ray.stage import StagePlan, check_run_folder, run_stage
+from celr_ray.stage import StagePlan, run_stage
 
 HOLD = """
 import sys, time

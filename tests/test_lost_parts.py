@@ -9,8 +9,9 @@ from test_cli import run_cli
 
 from celr_ray import storage
 from celr_ray.config import RuntimeConfig
+from celr_ray.run_folder import PART_FILES, STAGE_FOLDERS, manifest_uri, part_name
 from celr_ray.runtime import Work
-from celr_ray.stage import PART_FILES, STAGE_FOLDERS, StagePlan, manifest_uri, part_name, run_stage
+from celr_ray.stage import StagePlan, run_stage
 
 LOOP = ("--runtime.executor", "loop")
 FOLDERS = ("trajectories", "quarantine", "pairs", "unpaired", "tasks", "exports")

@@ -22,8 +22,8 @@ from celr_ray.report.collect import collect_run
 from celr_ray.report.excerpts import MAX_CHARACTERS, mark_differences, parse_tool_calls, show_message
 from celr_ray.report.plots import shorten_labels
 from celr_ray.report.statistics import estimate_auc, estimate_kappa, estimate_proportion
+from celr_ray.run_folder import manifest_uri, part_name, plan_uri, read_manifests
 from celr_ray.schema import JUDGMENT_SCHEMA, KTO_SCHEMA, PAIR_SCHEMA, TASK_SCHEMA, TRAJECTORY_SCHEMA
-from celr_ray.stage import manifest_uri, part_name, plan_uri, read_manifests
 from celr_ray.testing import FakeJudge
 
 ATTACK = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">'

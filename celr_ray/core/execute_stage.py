@@ -41,9 +41,10 @@ from celr_ray.cortex.difficulty import DifficultyModel, load_difficulty
 from celr_ray.cortex.policy import EpsilonSoft, Policy, find_fallbacks, load_policy
 from celr_ray.cortex.state import FEATURE_INDEX, SCHEMA_HASH
 from celr_ray.errors import ConfigError
+from celr_ray.run_folder import check_run_folder, part_name
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.schema import EPISODE_SCHEMA
-from celr_ray.stage import StagePlan, StageReport, check_run_folder, hash_json, open_stage, part_name, run_stage
+from celr_ray.stage import StagePlan, StageReport, hash_json, open_stage, run_stage
 from celr_ray.training.engine import engine_environment
 
 __all__ = ["Executor", "execute_plan", "open_worker_clients", "run_execute"]

@@ -41,18 +41,10 @@ from celr_ray.lock import run_lock
 from celr_ray.logs.ingest import task_texts_uri, warn_of_changes
 from celr_ray.logs.quarantine import number_lines, read_rejected
 from celr_ray.redact import redact_text
+from celr_ray.run_folder import check_run_folder, read_manifests
 from celr_ray.runtime import Work, uses_ray
 from celr_ray.schema import QuarantineRow
-from celr_ray.stage import (
-    StagePlan,
-    StageReport,
-    check_conserved,
-    check_run_folder,
-    hash_json,
-    open_stage,
-    read_manifests,
-    run_stage,
-)
+from celr_ray.stage import StagePlan, StageReport, check_conserved, hash_json, open_stage, run_stage
 
 __all__ = [
     "Transitions",

@@ -36,9 +36,10 @@ from celr_ray.logs.ingest import make_record_id, make_trajectory_id, task_texts_
 from celr_ray.logs.planning import make_plan
 from celr_ray.logs.quarantine import Quarantine
 from celr_ray.logs.registry import RecordReader
+from celr_ray.run_folder import part_name
 from celr_ray.runtime import Manifest, Unit, UnitFunction
 from celr_ray.schema import TRANSITION_SCHEMA
-from celr_ray.stage import StagePlan, part_name
+from celr_ray.stage import StagePlan
 
 __all__ = ["STAGED_COLUMNS", "decision_plan", "decision_unit", "make_decision_unit"]
 

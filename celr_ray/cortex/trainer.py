@@ -38,8 +38,9 @@ from celr_ray.cortex.trial_runner import run_trials
 from celr_ray.cortex.trials import Trial, TrialData, list_trials, policy_uri
 from celr_ray.errors import ConfigError, InputError, PolicyError
 from celr_ray.lock import run_lock
+from celr_ray.run_folder import check_run_folder
 from celr_ray.runtime import uses_ray
-from celr_ray.stage import StagePlan, StageReport, check_run_folder, open_stage, write_run_record
+from celr_ray.stage import StagePlan, StageReport, open_stage, write_run_record
 
 __all__ = ["OfflineTrainer", "TrainingReport", "run_train_cortex"]
 

@@ -25,8 +25,9 @@ from celr_ray.buckets import iter_row_groups
 from celr_ray.config import DatasetConfig
 from celr_ray.cortex.actions import BoolArray, IntArray
 from celr_ray.cortex.decision_stage import STAGED_COLUMNS
+from celr_ray.run_folder import part_name, read_manifests
 from celr_ray.runtime import Manifest, Unit, UnitFunction
-from celr_ray.stage import StagePlan, part_name, read_manifests
+from celr_ray.stage import StagePlan
 
 __all__ = ["SPLITS", "add_digests", "is_validation", "make_transition_unit", "transition_plan", "transition_unit"]
 

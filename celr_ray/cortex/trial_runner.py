@@ -16,8 +16,8 @@ from celr_ray.cortex.cold_start import run_clone
 from celr_ray.cortex.training_progress import TrainingProgress, show_training
 from celr_ray.cortex.trials import Report, Trial, TrialData, run_trial
 from celr_ray.errors import CelrRayError, ConfigError, PolicyError
+from celr_ray.run_folder import manifest_uri, read_manifests
 from celr_ray.runtime import connect
-from celr_ray.stage import manifest_uri, read_manifests
 
 __all__ = ["run_trials"]
 

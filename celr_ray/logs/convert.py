@@ -21,17 +21,9 @@ from celr_ray import storage
 from celr_ray.config import RuntimeConfig
 from celr_ray.errors import InputError, RecordError
 from celr_ray.logs.atif import SCHEMA_VERSION, CelrCall, CelrResult, CelrRun, CelrStep
+from celr_ray.run_folder import check_parts, is_complete, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
-from celr_ray.stage import (
-    StagePlan,
-    StageReport,
-    check_parts,
-    is_complete,
-    part_name,
-    read_manifests,
-    read_plan,
-    run_stage,
-)
+from celr_ray.stage import StagePlan, StageReport, run_stage
 
 FOLDER = "atif"
 _COLUMNS = (*CelrRun.__struct_fields__, "trajectory_id", "model", "messages", "cost_usd")

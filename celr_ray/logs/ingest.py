@@ -27,17 +27,10 @@ from celr_ray.logs.quarantine import Quarantine, number_lines, read_rejected
 from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.logs.unmapped import UnmappedFields, tell_unmapped
 from celr_ray.redact import redact_row, redact_text
+from celr_ray.run_folder import check_run_folder, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
 from celr_ray.schema import QuarantineRow
-from celr_ray.stage import (
-    StageReport,
-    check_run_folder,
-    open_stage,
-    part_name,
-    read_manifests,
-    read_plan,
-    run_stage,
-)
+from celr_ray.stage import StageReport, open_stage, run_stage
 from celr_ray.training.scorer import score_table
 
 _OPTIONAL_COLUMNS = ("model", "prompt", "success", "cost_usd", "budget_limit_usd", "duration_s", "n_retries")

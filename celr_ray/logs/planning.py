@@ -14,8 +14,9 @@ from celr_ray.config import IngestConfig
 from celr_ray.errors import InputError, RecordError
 from celr_ray.logs.framing import FileRange, is_splittable, iter_values, split_extension
 from celr_ray.logs.tau2_bench import read_task_definitions
+from celr_ray.run_folder import STAGE_ORDER
 from celr_ray.runtime import Unit
-from celr_ray.stage import STAGE_ORDER, StagePlan, hash_json
+from celr_ray.stage import StagePlan, hash_json
 from celr_ray.storage import StoredFile
 
 _LOG_EXTENSIONS = (".json", ".jsonl", ".ndjson", ".log", ".traj", "")

@@ -10,9 +10,9 @@ from celr_ray import storage
 from celr_ray.logs.base import ReadItem
 from celr_ray.logs.framing import Value
 from celr_ray.redact import redact_text
+from celr_ray.run_folder import part_name, read_manifests
 from celr_ray.runtime import Unit
 from celr_ray.schema import QuarantineRow
-from celr_ray.stage import part_name, read_manifests
 
 __all__ = ["Quarantine", "number_lines", "read_rejected"]
 

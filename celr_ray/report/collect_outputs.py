@@ -12,7 +12,7 @@ from celr_ray import storage
 from celr_ray.redact import redact_text
 from celr_ray.report.data import Capped, DataSet, ExportData, ExportFile, QuarantineData, RejectedRow, RejectionKind
 from celr_ray.report.reading import count_lines, count_parquet_rows, iter_json_lines, list_done_parts
-from celr_ray.stage import read_plan
+from celr_ray.run_folder import read_plan
 
 MAX_REJECTED = 20
 MAX_REASONS = 20

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from celr_ray import storage
 from celr_ray.errors import InputError
 from celr_ray.report.data import StageState
-from celr_ray.stage import add_counts, explain_lost, is_owed, part_name, read_manifests, read_plan
+from celr_ray.run_folder import add_counts, explain_lost, is_owed, part_name, read_manifests, read_plan
 
 _ROWS_AT_ONCE = 128
 

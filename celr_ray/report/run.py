@@ -5,7 +5,7 @@ from __future__ import annotations
 from celr_ray import storage
 from celr_ray.errors import ConfigError
 from celr_ray.report.collect import collect_run
-from celr_ray.stage import check_run_folder
+from celr_ray.run_folder import check_run_folder
 
 
 def run_report(run: str) -> str:

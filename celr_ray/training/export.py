@@ -27,18 +27,10 @@ from celr_ray.buckets import plan_bucket_units, read_bucket, read_rows
 from celr_ray.config import ExportConfig, RuntimeConfig
 from celr_ray.errors import InputError, RunMismatchError
 from celr_ray.redact import redact_row
+from celr_ray.run_folder import check_parts, is_complete, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, Work
 from celr_ray.schema import PreferencePair
-from celr_ray.stage import (
-    StagePlan,
-    StageReport,
-    check_parts,
-    is_complete,
-    part_name,
-    read_manifests,
-    read_plan,
-    run_stage,
-)
+from celr_ray.stage import StagePlan, StageReport, run_stage
 from celr_ray.training import convert, export_notes
 from celr_ray.training.convert import Converted
 from celr_ray.training.pair_stage import read_score_settings

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from celr_ray import stage, storage
+from celr_ray import run_folder, stage, storage
 from celr_ray.buckets import plan_bucket_units
 from celr_ray.config import JudgeConfig, RuntimeConfig
 from celr_ray.errors import ConfigError, InputError
@@ -47,8 +47,8 @@ def judge_plan(run: str, config: JudgeConfig) -> StagePlan:
     """
     if not config.is_enabled:
         raise ConfigError("no judge is configured: give --judge.model-source a model name or folder")
-    ingest = stage.read_plan(run, "ingest")
-    if ingest is None or not stage.is_complete(run, "ingest"):
+    ingest = run_folder.read_plan(run, "ingest")
+    if ingest is None or not run_folder.is_complete(run, "ingest"):
         raise InputError(f"{run} holds no finished ingest stage: run `celr-ray pipeline` or `celr-ray score` first")
     settings = {
         "ingest": ingest["fingerprint"],
@@ -127,9 +127,9 @@ def judge_work(config: JudgeConfig, *, llm: JudgeLLM | None = None) -> Work:
 
 def _forget_errors(run: str) -> None:
     """Mark the units that hold engine errors as not done; their other rows come out of the cache again."""
-    for index, manifest in stage.read_manifests(run, "judge").items():
+    for index, manifest in run_folder.read_manifests(run, "judge").items():
         if manifest["status"].get("engine_error"):
-            storage.delete_file(stage.manifest_uri(run, "judge", index))
+            storage.delete_file(run_folder.manifest_uri(run, "judge", index))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _JudgeUnit:
             judgment_from_reply(row, replies[key], judge_id=self._judge_id, judge_model=self._config.model_source)
             for row, key in zip(rows, keys, strict=True)
         ]
-        uri = storage.join(unit["run"], "judgments", stage.part_name(unit["index"]))
+        uri = storage.join(unit["run"], "judgments", run_folder.part_name(unit["index"]))
         columns = [judgment.model_dump() for judgment in judgments]
         storage.write_parquet(uri, pa.Table.from_pylist(columns, schema=JUDGMENT_SCHEMA))
         counted_duplicates = n_duplicates if unit["start"] == 0 else 0  # once a bucket

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from celr_ray import storage
 from celr_ray.buckets import read_bucket
+from celr_ray.run_folder import part_name
 from celr_ray.runtime import Unit
-from celr_ray.stage import part_name
 
 __all__ = ["UnitRows"]
 

@@ -16,18 +16,9 @@ from celr_ray import storage
 from celr_ray.buckets import POSITION, iter_row_groups, open_part, plan_bucket_units, read_bucket
 from celr_ray.config import PairConfig, RuntimeConfig
 from celr_ray.errors import InputError, RunMismatchError
+from celr_ray.run_folder import check_parts, is_complete, manifest_uri, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
-from celr_ray.stage import (
-    StagePlan,
-    StageReport,
-    check_parts,
-    is_complete,
-    manifest_uri,
-    part_name,
-    read_manifests,
-    read_plan,
-    run_stage,
-)
+from celr_ray.stage import StagePlan, StageReport, run_stage
 from celr_ray.training.pair_summary import Found, make_manifest, make_task_table
 from celr_ray.training.pairing import (
     LIGHT_COLUMNS,

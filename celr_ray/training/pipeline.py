@@ -20,19 +20,9 @@ from celr_ray.errors import RunMismatchError
 from celr_ray.lock import run_lock
 from celr_ray.logs.ingest import run_ingest
 from celr_ray.report import run_report
+from celr_ray.run_folder import add_counts, is_complete, manifest_uri, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, run_units, uses_ray
-from celr_ray.stage import (
-    StageReport,
-    add_counts,
-    delete_from,
-    is_complete,
-    manifest_uri,
-    open_stage,
-    part_name,
-    read_manifests,
-    read_plan,
-    write_run_record,
-)
+from celr_ray.stage import StageReport, delete_from, open_stage, write_run_record
 from celr_ray.training.export import run_export
 from celr_ray.training.judge import JudgeLLM, judge_plan, run_judge
 from celr_ray.training.pair_stage import pair_plan, run_pair

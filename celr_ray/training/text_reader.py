@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from celr_ray import storage
 from celr_ray.buckets import iter_row_groups, open_part
-from celr_ray.stage import part_name
+from celr_ray.run_folder import part_name
 from celr_ray.training.conversations import TEXT_SCHEMA
 from celr_ray.training.pairing import ROW
 from celr_ray.training.spans import Ints

@@ -21,15 +21,8 @@ from celr_ray.cortex.policy import EpsilonSoft, Policy, load_policy
 from celr_ray.cortex.state import SCHEMA_HASH
 from celr_ray.errors import InputError
 from celr_ray.lock import run_lock
-from celr_ray.stage import (
-    StagePlan,
-    StageReport,
-    check_run_folder,
-    manifest_uri,
-    open_stage,
-    read_manifests,
-    write_run_record,
-)
+from celr_ray.run_folder import check_run_folder, manifest_uri, read_manifests
+from celr_ray.stage import StagePlan, StageReport, open_stage, write_run_record
 
 __all__ = ["run_bank_replay"]
 

@@ -26,7 +26,8 @@ from celr_ray.cortex.reward import FAILURE_PENALTY, find_reward_scale
 from celr_ray.cortex.state import FEATURES, SCHEMA_HASH
 from celr_ray.cortex.transitions import dataset_record_uri
 from celr_ray.errors import InputError, PolicyError
-from celr_ray.stage import hash_json, part_name
+from celr_ray.run_folder import part_name
+from celr_ray.stage import hash_json
 
 __all__ = ["replay_to_transitions", "write_replay_dataset"]
 

@@ -18,7 +18,8 @@ from celr_ray.cortex.gatekeeper import PAGE, REPORT, PromotionGate
 from celr_ray.cortex.policy import Policy, load_policy
 from celr_ray.cortex.registry import PolicyRegistry, PolicyVersion, split_reference
 from celr_ray.errors import ConfigError
-from celr_ray.stage import check_run_folder, write_run_record
+from celr_ray.run_folder import check_run_folder
+from celr_ray.stage import write_run_record
 from celr_ray.training.engine import engine_environment
 
 __all__ = ["run_gate"]

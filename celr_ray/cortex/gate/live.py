@@ -34,7 +34,8 @@ from celr_ray.cortex.gate.suites import RunRole, SuiteFacts, describe_price_tabl
 from celr_ray.cortex.policy import Policy
 from celr_ray.cortex.state import SCHEMA_HASH
 from celr_ray.errors import InputError, PolicyError
-from celr_ray.stage import hash_json, part_name
+from celr_ray.run_folder import part_name
+from celr_ray.stage import hash_json
 
 __all__ = ["LiveSuite"]
 

@@ -24,8 +24,9 @@ from celr_ray.cortex.gate.settings import GateConfig
 from celr_ray.cortex.gate.suites import Suite
 from celr_ray.cortex.policy import Policy
 from celr_ray.errors import InputError
+from celr_ray.run_folder import part_name
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
-from celr_ray.stage import StagePlan, StageReport, hash_json, part_name, run_stage
+from celr_ray.stage import StagePlan, StageReport, hash_json, run_stage
 
 __all__ = ["Workers", "hash_gate_config", "make_stage_plan", "run_gate_stage"]
 
