@@ -139,7 +139,9 @@ def test_a_unit_that_kills_its_actor_is_tried_again_a_bounded_number_of_times(
     work = runtime.Work(partial(_make_suicide, str(notes)), is_stateful=True)
     with pytest.raises(CelrRayError, match="died, and again at each of 2 retries"):
         list(runtime.run_units([{"index": 0}, {"index": 1}], work, RuntimeConfig(executor="ray"), on_ray=True))
-    assert notes.read_text().split() == ["0", "1", "1", "1"]
+    begun = notes.read_text().split()
+    assert begun.count("1") == 3
+    assert begun.count("0") <= 1  # none, if the other actor was not up yet when the job ended
 
 
 _KILLED_CORE = """
