@@ -42,6 +42,7 @@ class _Watch:
         self._root = pid
         self._known = {pid}
         self.cpu_s: dict[int, float] = {}
+        self.kernel_s: dict[int, float] = {}
         self.peak_mb: dict[int, float] = {}
         self.names: dict[int, str] = {}
 
@@ -61,8 +62,13 @@ class _Watch:
             if parent in self._known:
                 self._known.add(pid)
 
+    def sum_times(self) -> list[float]:
+        """Return the CPU seconds of all processes, and those of them that the kernel took."""
+        return [sum(self.cpu_s.values()), sum(self.kernel_s.values())]
+
     def _read(self, pid: int, fields: Sequence[str]) -> None:
         self.cpu_s[pid] = (int(fields[11]) + int(fields[12])) / _TICK
+        self.kernel_s[pid] = int(fields[12]) / _TICK
         try:
             status = Path(f"/proc/{pid}/status").read_text()
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -78,8 +84,8 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> dict[s
     """Run a command that calls `timed`.
 
     Returns:
-        wall_s, cpu_s (all processes), peak_memory_mb (the process itself), peak_memory_worker_mb (largest descendant; 0
-        without one), and what the job returned.
+        wall_s, cpu_s (all processes), kernel_s (the kernel's share of it), peak_memory_mb (the process itself),
+        peak_memory_worker_mb (largest descendant; 0 without one), and what the job returned.
 
     Raises:
         RuntimeError: the command failed; the text holds the end of its stderr.
@@ -102,18 +108,18 @@ def measure(command: Sequence[str], env: dict[str, str] | None = None) -> dict[s
         ]
         for thread in threads:
             thread.start()
-        before: dict[int, float] = {}
+        before: list[float] = []
         figures: dict[str, Any] | None = None
         for line in process.stdout or ():
             if line.startswith(_START):
                 with lock:
                     watch.look()
-                    before = dict(watch.cpu_s)
+                    before = watch.sum_times()
             elif line.startswith(_END):
                 with lock:
                     watch.look()
-                    cpu_s = sum(watch.cpu_s.values()) - sum(before.values())
-                    figures = {**json.loads(line.removeprefix(_END)), "cpu_s": cpu_s}
+                    cpu_s, kernel_s = (end - start for end, start in zip(watch.sum_times(), before, strict=True))
+                    figures = {**json.loads(line.removeprefix(_END)), "cpu_s": cpu_s, "kernel_s": kernel_s}
         process.wait()
         stop.set()
         for thread in threads:

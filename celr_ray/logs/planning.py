@@ -25,7 +25,7 @@ _PLAN = re.compile(r"(?P<run>.*)/plans/(?P<stage>[^/]+)\.json")
 _PACKED_EXTENSIONS = (".gz", ".zst")
 _MAX_NAMED = 3
 _GZIP_RATIO = 6
-_BYTES_PER_BUCKET = 256 * 2**20
+_BYTES_PER_BUCKET = 512 * 2**20
 _MIN_BUCKETS, _MAX_BUCKETS = 4, 64
 _MIN_SPLIT_BYTES = 64 * 2**20
 _WANTED_UNITS = 64
@@ -132,7 +132,7 @@ def estimate_bytes(files: Sequence[StoredFile]) -> int:
 
 
 def choose_n_buckets(total_bytes: int) -> int:
-    """Choose the number of task buckets for an input size: about 256 MiB of logs each, between 4 and 64.
+    """Choose the number of task buckets for an input size: about 512 MiB of logs each, between 4 and 64.
 
     Fewer buckets mean larger row groups and fewer footers to read; more mean smaller units of pairing.
     """
