@@ -28,7 +28,7 @@ from pyarrow import fs as pafs
 
 from celr_ray import s3
 from celr_ray.atomic import TEMPORARY_PREFIX, written_whole
-from celr_ray.dictionaries import list_dictionary_columns
+from celr_ray.dictionaries import list_compressed_columns, list_dictionary_columns
 from celr_ray.errors import InputError, OutputError, UsageError
 from celr_ray.remote import RemoteReader
 
@@ -378,7 +378,7 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def write_parquet(uri: str, table: pa.Table, row_group_sizes: Sequence[int] = ()) -> None:
-    """Write a Parquet file atomically, zstd level 1.
+    """Write a Parquet file atomically, texts and lists in zstd level 1.
 
     Args:
         uri: where.
@@ -396,9 +396,10 @@ def write_parquet(uri: str, table: pa.Table, row_group_sizes: Sequence[int] = ()
 
 
 def _write_row_groups(sink: pa.NativeFile, table: pa.Table, row_group_sizes: Sequence[int]) -> None:
+    compressed = list_compressed_columns(table.schema)
     options = {
-        "compression": "zstd",
-        "compression_level": 1,
+        "compression": dict.fromkeys(compressed, "zstd"),
+        "compression_level": dict.fromkeys(compressed, 1),
         "use_dictionary": list_dictionary_columns(table.schema),
         "write_statistics": False,  # nothing here filters by value, and footers are a third as long without
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ _RUN_FIELDS = (
 _get_run_fields = attrgetter(*_RUN_FIELDS)
 _PLACE_FIELDS = ("trajectory_id", "source_uri", "source_format", "source_offset", "source_index", "bucket")
 
-_PIECE_ROWS = 256
+_PIECE_ROWS = 2048
+"""Rows that become Arrow columns together: fewer cost calls, more have left the processor's cache by then."""
 
 
 def _to_array(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
@@ -60,39 +61,45 @@ def build_messages(conversations: list[list[ParsedMessage]]) -> pa.Array:
 
 _Row = tuple[ParsedRun, str, str, str, int, int, int]
 """One run and where it came from: `run` first, then the order of `_PLACE_FIELDS`."""
+_get_bucket = itemgetter(_PLACE_FIELDS.index("bucket") + 1)
 
 
 class TableBuilder:
     """Gathers runs and builds the unscored trajectory table of one unit, ordered by bucket.
 
-    A bucket's rows become Arrow columns a few at a time, while their texts are still in the processor's cache and the
-    memory of the rows before them can be used again. To gather all first, or to order the finished table, costs more.
+    Rows become Arrow columns a few at a time, ordered by bucket, and are then cut by bucket without a copy: their texts
+    are still in the processor's cache, and the memory of the rows before them can be used again. To gather each
+    bucket's rows apart, to gather all first, or to order the finished table, costs more.
     """
 
     def __init__(self, n_buckets: int) -> None:
         self._n_buckets = n_buckets
-        self._waiting: defaultdict[int, list[_Row]] = defaultdict(list)
+        self._waiting: list[_Row] = []
         self._pieces: defaultdict[int, list[pa.Table]] = defaultdict(list)
 
     def add(self, run: ParsedRun, *, trajectory_id: str, uri: str, format_name: str, offset: int, index: int) -> None:
         """Append one run and where it came from."""
         bucket = assign_bucket(run.task_id, self._n_buckets)
-        rows = self._waiting[bucket]
-        rows.append((run, trajectory_id, uri, format_name, offset, index, bucket))
-        if len(rows) == _PIECE_ROWS:
-            self._pieces[bucket].append(_build_piece(rows))
-            rows.clear()
+        self._waiting.append((run, trajectory_id, uri, format_name, offset, index, bucket))
+        if len(self._waiting) == _PIECE_ROWS:
+            self._build_waiting()
 
     def build(self) -> tuple[pa.Table, list[list[int]]]:
         """Return the rows ordered by bucket, else as they were added, and [bucket, rows] of each row group."""
-        for bucket, rows in self._waiting.items():
-            if rows:
-                self._pieces[bucket].append(_build_piece(rows))
-        self._waiting.clear()
+        self._build_waiting()
         buckets = sorted(self._pieces)
         pieces = [piece for bucket in buckets for piece in self._pieces[bucket]]
         table = pa.concat_tables([TRAJECTORY_SCHEMA.empty_table(), *pieces])
         return table, [[bucket, sum(piece.num_rows for piece in self._pieces[bucket])] for bucket in buckets]
+
+    def _build_waiting(self) -> None:
+        rows = sorted(self._waiting, key=_get_bucket)
+        self._waiting.clear()
+        piece = _build_piece(rows) if rows else TRAJECTORY_SCHEMA.empty_table()
+        start = 0
+        for bucket, n_rows in Counter(map(_get_bucket, rows)).items():
+            self._pieces[bucket].append(piece.slice(start, n_rows))
+            start += n_rows
 
 
 def _build_piece(rows: list[_Row]) -> pa.Table:
