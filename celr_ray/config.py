@@ -63,7 +63,7 @@ class IngestConfig(Section):
         "chat",
     ] = Field("auto", description="format of the logs; auto recognises it record by record")
     split_bytes: int = Field(
-        128 * 2**20,
+        256 * 2**20,
         ge=1,
         description="plain JSONL is read in ranges of at most about this many bytes, one unit each: a 64th of the "
         "input, but no less than 64 MiB (or this, if smaller)",

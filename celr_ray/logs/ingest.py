@@ -26,6 +26,7 @@ from celr_ray.logs.planning import make_plan
 from celr_ray.logs.quarantine import Quarantine, number_lines, read_rejected
 from celr_ray.logs.registry import READERS, RecordReader
 from celr_ray.logs.unmapped import UnmappedFields, tell_unmapped
+from celr_ray.page_cache import forget_pages
 from celr_ray.redact import redact_row, redact_text
 from celr_ray.run_folder import check_run_folder, part_name, read_manifests, read_plan
 from celr_ray.runtime import Manifest, Unit, UnitFunction, Work, uses_ray
@@ -87,6 +88,7 @@ class _UnitReader:
                 continue
             self._read_value(part.uri, value, counter.line, reader, context)
         self.n_lines.append(counter.line)
+        forget_pages(part.uri, part.start, part.end)
 
     def _read_value(self, uri: str, value: Value, line: int, reader: RecordReader, context: SourceContext) -> None:
         try:
