@@ -14,6 +14,7 @@ damaged line and get the same logs without damage. benchmarks/peers.py says what
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Callable
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--warm", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
+        importlib.import_module("celr_ray.allocator")  # as the command line does
         run_contender(options.contender, options.logs, options.warm, Path(options.out))
         return
     names = options.only or ["loop", "bound", *PEER_NAMES]

@@ -13,6 +13,7 @@ rows, and its Ray is warm; the others run in one process.
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
 import sys
 import tempfile
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--warm", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
+        importlib.import_module("celr_ray.allocator")  # as the command line does
         run_contender(options.contender, options.run, options.warm, Path(options.out))
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as text:

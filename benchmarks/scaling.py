@@ -12,6 +12,7 @@ never are, so a few thousand must not be either. One line in a thousand is damag
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
+        importlib.import_module("celr_ray.allocator")  # as the command line does
         with tempfile.TemporaryDirectory() as text:
             generate(Path(text, "logs"), 200, damaged_share=0)
             for job in ("ingest", "pair"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import celr_ray.allocator  # noqa: F401 - first of all: pyarrow reads what it sets
 from celr_ray.config import (
     BankBuildJob,
     BankReplayJob,

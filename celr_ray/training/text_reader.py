@@ -15,7 +15,7 @@ from celr_ray.training.conversations import TEXT_SCHEMA
 from celr_ray.training.pairing import ROW
 from celr_ray.training.spans import Ints
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 2048
 
 
 def read_texts(run: str, row_groups: Sequence[Sequence[int]], positions: Ints, places: Ints) -> pa.Table:
