@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_logs import generate
-from measure import PEERS, describe_machine, find_versions, measure, take_medians, timed, write_result
+from measure import PEERS, describe_machine, find_versions, measure, take_medians, take_turns, timed, write_result
 
 PIECE_BYTES = 1_500_000
 PART_BYTES = 128 * 2**20
@@ -178,7 +178,7 @@ def main() -> None:
             generate(folder / "undamaged", options.rows, n_files=options.files, damaged_share=0)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number in range(options.repeats):
-            for name in names:
+            for name in take_turns(names, number):
                 runs[name].append(run_once(name, folder, options.peers))
                 print(f"run {number + 1} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
             medians = {name: take_medians(found) for name, found in runs.items()}

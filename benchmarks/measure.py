@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import threading
@@ -33,6 +34,15 @@ def timed(job: Callable[[], dict[str, Any] | None]) -> None:
     wall_s = time.perf_counter() - started
     print(_END + json.dumps({"wall_s": wall_s, **result}), flush=True)
     time.sleep(2 * _PERIOD_S)  # the parent's last look at this process and its workers
+
+
+def take_turns(names: Sequence[str], number: int) -> list[str]:
+    """Return the contenders in the order of a round: random, the same in each call.
+
+    What a contender gives back when it ends, the next one gets, or does not get: after one with much memory the first
+    touch of a page cost the next one up to four times as much.
+    """
+    return random.Random(number).sample(list(names), len(names))
 
 
 class _Watch:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from generate_logs import generate
-from measure import PEERS, describe_machine, find_versions, measure, take_medians, timed, write_result
+from measure import PEERS, describe_machine, find_versions, measure, take_medians, take_turns, timed, write_result
 
 NAMES = ("ours", "duckdb", "polars", "map_groups")
 
@@ -148,7 +148,7 @@ def main() -> None:
         make_run(200, folder / "logs", folder / "warm")
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
         for number in range(options.repeats):
-            for name in options.only:
+            for name in take_turns(options.only, number):
                 runs[name].append(run_once(name, folder, options.peers))
                 print(f"run {number + 1} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
             medians = {name: take_medians(found) for name, found in runs.items()}

@@ -1,12 +1,23 @@
-"""Imported before pyarrow, by the command line only: Arrow's allocator keeps the memory that it was given.
+"""Imported before pyarrow, by the command line only: Arrow's memory comes from jemalloc, which keeps what was freed.
 
-Units of a batch job need the same memory again and again. By default mimalloc, Arrow's allocator, hands freed memory
-back to the system after 10 ms and gets it back zeroed, page by page: measured, a tenth of the time of pairing at
-3 million logs. Peak memory is the same. mimalloc reads the setting while it is loaded, so it cannot come later; workers
-of an embedded Ray inherit it, `cluster.yaml` sets it on nodes, and whoever sets the variable keeps their own value.
-A program that imports `celr_ray` as a library is left as it is.
+Units of a batch job need the same memory again and again. Arrow's default, mimalloc, asks for huge pages and hands them
+back 10 ms after they were freed; the kernel clears them each time. In a virtual machine, where the host takes free huge
+pages away, that was a quarter of the time of pairing (benchmarks/README.md). Arrow reads these variables while it is
+loaded, so they cannot be set later. Workers of an embedded Ray inherit them, `cluster.yaml` sets them on nodes, and
+whoever has set one keeps their own value. A program that imports `celr_ray` as a library is left as it is.
+
+`lg_extent_max_active_fit` lets freed memory of any size be cut for a smaller request. By default jemalloc takes new
+memory for those below a 64th, and as nothing is given back here, 3 million logs needed 8 GB.
 """
 
 import os
+import sys
 
-os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
+SETTINGS = {
+    "ARROW_DEFAULT_MEMORY_POOL": "jemalloc",
+    "JE_ARROW_MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,background_thread:false,lg_extent_max_active_fit:20",
+}
+
+if sys.platform == "linux":  # Arrow's wheels for other systems have no jemalloc
+    for _name, _value in SETTINGS.items():
+        os.environ.setdefault(_name, _value)

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from celr_ray.allocator import SETTINGS
 from celr_ray.config import IngestConfig, RuntimeConfig, ScoreConfig
 from celr_ray.logs.ingest import run_ingest
 from celr_ray.page_cache import forget_pages
@@ -70,26 +72,54 @@ def test_ingest_keeps_no_large_log_in_the_page_cache(folder: Path) -> None:
     assert not is_cached(path, SIZE // 2)
 
 
+def run_python(code: str, **own: str) -> list[str]:
+    """Run code in a Python without the allocator's settings, but for one's own."""
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment | own, capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.mark.parametrize(
-    ("module", "own", "found"), [("celr_ray.cli", None, "-1"), ("celr_ray.cli", "7", "7"), ("celr_ray", None, "None")]
+    ("module", "own", "found"),
+    [
+        ("celr_ray.cli", {}, SETTINGS),
+        ("celr_ray.cli", {"JE_ARROW_MALLOC_CONF": "abort:false"}, {**SETTINGS, "JE_ARROW_MALLOC_CONF": "abort:false"}),
+        ("celr_ray", {}, dict.fromkeys(SETTINGS)),
+    ],
 )
-def test_only_the_command_line_tells_the_allocator_to_keep_memory(module: str, own: str | None, found: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "MIMALLOC_PURGE_DELAY"}
-    code = f"import os, {module}; print(os.environ.get('MIMALLOC_PURGE_DELAY'))"
-    environment |= {} if own is None else {"MIMALLOC_PURGE_DELAY": own}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == found
+def test_only_the_command_line_chooses_the_allocator(
+    module: str, own: dict[str, str], found: dict[str, str | None]
+) -> None:
+    code = f"import os, {module}\nfor name in {list(SETTINGS)}: print(os.environ.get(name))"
+    assert run_python(code, **own) == [str(found[name]) for name in SETTINGS]
 
 
-def test_the_command_line_tells_it_before_arrow_is_loaded() -> None:
-    code = (
-        "import sys, os\n"
-        "class Watch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'pyarrow': print(os.environ.get('MIMALLOC_PURGE_DELAY'))\n"
-        "sys.meta_path.insert(0, Watch())\n"
-        "import celr_ray.cli\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "MIMALLOC_PURGE_DELAY"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["-1"]
+def test_arrow_takes_the_choice_of_the_command_line() -> None:
+    code = "import {}, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    assert run_python(code.format("celr_ray.cli")) == ["jemalloc"]
+    assert run_python(code.format("celr_ray.cli"), ARROW_DEFAULT_MEMORY_POOL="system") == ["system"]
+    assert run_python(code.format("celr_ray")) == ["mimalloc"]
+
+
+def test_freed_memory_serves_requests_of_any_size() -> None:
+    code = """
+import resource, celr_ray.cli, pyarrow
+
+def fill(number, size):
+    held = [pyarrow.allocate_buffer(size) for _ in range(number)]
+    for buffer in held:
+        memoryview(buffer).cast("B")[:] = bytes(size)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+fill(32, 2**23)
+fill(2**13, 2**15)
+"""
+    before, after = map(int, run_python(code))
+    assert after - before < 64  # of 256 MB that had been freed
+
+
+def test_the_nodes_of_a_cluster_get_the_same_allocator() -> None:
+    commands = yaml.safe_load(Path("cluster.yaml").read_text())
+    exported = " ".join(f"{name}={value}" for name, value in SETTINGS.items())
+    for role in ("head", "worker"):
+        assert sum(f"export {exported} && ray start" in line for line in commands[f"{role}_start_ray_commands"]) == 1
