@@ -39,8 +39,8 @@ def timed(job: Callable[[], dict[str, Any] | None]) -> None:
 def take_turns(names: Sequence[str], number: int) -> list[str]:
     """Return the contenders in the order of a round: random, the same in each call.
 
-    What a contender gives back when it ends, the next one gets, or does not get: after one with much memory the first
-    touch of a page cost the next one up to four times as much.
+    What a contender costs depends a little on the one before it: memory that a large one gave back is dear to touch
+    where the host of a virtual machine takes it away.
     """
     return random.Random(number).sample(list(names), len(names))
 

@@ -13,7 +13,6 @@ rows, and its Ray is warm; the others run in one process.
 from __future__ import annotations
 
 import argparse
-import importlib
 import shutil
 import sys
 import tempfile
@@ -40,11 +39,14 @@ def make_run(rows: int, folder: Path, run: Path) -> tuple[int, int]:
 
 def pair_ours(run: Path) -> dict[str, Any]:
     """Our pair stage in a plain loop."""
+    import pyarrow as pa
+
     from celr_ray.config import PairConfig, RuntimeConfig
     from celr_ray.training.pair_stage import run_pair
 
     counts = run_pair(str(run), PairConfig(), RuntimeConfig(executor="loop")).counts
-    return {"pairs": counts["pairs"], "kto_rows": counts["kto_rows"]}
+    pool = pa.default_memory_pool().backend_name
+    return {"pairs": counts["pairs"], "kto_rows": counts["kto_rows"], "memory_pool": pool}
 
 
 def _pair_group(group: dict[str, Any]) -> dict[str, list[Any]]:
@@ -139,7 +141,8 @@ def main() -> None:
     parser.add_argument("--warm", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
-        importlib.import_module("celr_ray.allocator")  # as the command line does
+        import celr_ray.allocator  # noqa: F401 - as the command line does
+
         run_contender(options.contender, options.run, options.warm, Path(options.out))
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as text:

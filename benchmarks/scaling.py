@@ -12,7 +12,6 @@ never are, so a few thousand must not be either. One line in a thousand is damag
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 import tempfile
@@ -40,7 +39,7 @@ def run_job(job: str, logs: Path, run: Path) -> dict[str, Any]:
     return {key: counts[key] for key in ("rows_in", "rows_out", "rejected", "pairs", "kto_rows") if key in counts}
 
 
-def forget_pages(folder: Path) -> None:
+def drop_from_cache(folder: Path) -> None:
     """Write a folder's files to disk and drop them from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
@@ -57,7 +56,7 @@ def run_size(n_rows: int, scratch: Path | None) -> dict[str, Any]:
         made = generate(logs, n_rows, n_files=-(-n_rows // _ROWS_PER_FILE))
         result: dict[str, Any] = {"rows": n_rows, "input_mb": made.n_bytes / 1e6, "hot_task_rows": made.hot_rows}
         for job in ("ingest", "pair"):
-            forget_pages(folder)
+            drop_from_cache(folder)
             command = [sys.executable, str(Path(__file__).resolve()), "--job", job]
             figures = measure([*command, "--logs", str(logs), "--run", str(run)])
             result.update({f"{job}_{key}": value for key, value in figures.items() if "worker" not in key})
@@ -81,7 +80,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
-        importlib.import_module("celr_ray.allocator")  # as the command line does
+        import celr_ray.allocator  # noqa: F401 - as the command line does
+
         with tempfile.TemporaryDirectory() as text:
             generate(Path(text, "logs"), 200, damaged_share=0)
             for job in ("ingest", "pair"):

@@ -1,8 +1,8 @@
 """What was read once and will not be read again leaves the system's page cache.
 
 Logs larger than memory fill the cache with pages that nobody asks for a second time. The system then searches it for
-room at every page that is read or written. Measured (`benchmarks/scaling.py`): without this module a log costs four
-times the kernel's time once the cache is full.
+room at every page that is read or written: `benchmarks/scaling.py` at a million logs took 8.4 s of the kernel's time
+for ingest without this module, and 2.9 s with it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from celr_ray.allocator import SETTINGS
 from celr_ray.config import IngestConfig, RuntimeConfig, ScoreConfig
@@ -116,10 +115,3 @@ fill(2**13, 2**15)
 """
     before, after = map(int, run_python(code))
     assert after - before < 64  # of 256 MB that had been freed
-
-
-def test_the_nodes_of_a_cluster_get_the_same_allocator() -> None:
-    commands = yaml.safe_load(Path("cluster.yaml").read_text())
-    exported = " ".join(f"{name}={value}" for name, value in SETTINGS.items())
-    for role in ("head", "worker"):
-        assert sum(f"export {exported} && ray start" in line for line in commands[f"{role}_start_ray_commands"]) == 1
