@@ -2,7 +2,7 @@
 
 Units of a batch job need the same memory again and again. Arrow's default, mimalloc, asks for huge pages, which the
 kernel clears at the first touch; in a virtual machine whose host takes free ones away that is dear. jemalloc asks for
-none, and told to keep what was freed, it does not fetch the same pages again: pairing takes up to a quarter less CPU time
+none, and told to keep what was freed, it does not fetch the same pages again: up to a quarter of pairing's CPU time
 (benchmarks/README.md). Arrow reads these variables while it is loaded, so they cannot be set later. Workers of an
 embedded Ray inherit them, `cluster.yaml` sets them on nodes, and whoever has set one keeps their own value. A program
 that imports `celr_ray` as a library is left as it is.
